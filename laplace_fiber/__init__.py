@@ -1,0 +1,31 @@
+"""laplace-fiber: posteriors for laplace-torch that follow the curved set of low-loss weights.
+
+Importing this package registers its flavours with laplace-torch, so that
+``Laplace(model, likelihood, subset_of_weights="all", hessian_structure="fiber")`` returns a :class:`FiberLaplace`.
+"""
+
+from laplace_fiber.curvature import LanczosGGN, low_rank_laplace
+from laplace_fiber.fiber import FiberLaplace
+from laplace_fiber.fit_report import FitReport
+from laplace_fiber.latent import LatentAutoencoder
+from laplace_fiber.paths import PositionLaw, UniformPosition
+from laplace_fiber.posterior import SampledPosterior
+from laplace_fiber.refinement import FixedRefinement, Refinement, RefineToLevel
+from laplace_fiber.trajectories import TrajectorySampler
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "FiberLaplace",
+    "FitReport",
+    "FixedRefinement",
+    "LanczosGGN",
+    "LatentAutoencoder",
+    "PositionLaw",
+    "RefineToLevel",
+    "Refinement",
+    "SampledPosterior",
+    "TrajectorySampler",
+    "UniformPosition",
+    "low_rank_laplace",
+]

@@ -1,0 +1,185 @@
+"""Training data as the walk needs it: all at once, or one loader batch after another."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable, Iterator, MutableMapping
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from laplace_fiber.weights import Inputs
+
+FULL_BATCH_LIMIT = 10_000
+"""``batch="auto"`` walks on the whole data up to this many points, on the loader's batches beyond."""
+
+
+class Batch(NamedTuple):
+    """Inputs and targets; ``blocks`` of it are processed one after another and summed."""
+
+    blocks: list[tuple[Inputs, Tensor]]
+    size: int
+
+
+class TrainingData:
+    """The data behind a loader, moved to the model's device.
+
+    Parameters
+    ----------
+    loader
+        Yields ``(x, y)`` pairs, or dict-like batches holding the targets under ``dict_key_y``.
+    batch
+        ``"full"``: every evaluation sees all data. ``"loader"``: one batch of the loader at a time, in its order.
+        ``"auto"``: full up to 10,000 points.
+    seed
+        Of the loader's own shuffling and workers, so that a walk repeats; the global random state is put back.
+
+    Raises
+    ------
+    ValueError
+        The loader is empty, or its batches are not of the expected form.
+    """
+
+    def __init__(
+        self,
+        loader: DataLoader[Any],
+        device: torch.device,
+        batch: Literal["auto", "full", "loader"] = "auto",
+        dict_key_y: str = "labels",
+        seed: int = 0,
+    ) -> None:
+        self.loader, self.device, self.dict_key_y, self.seed = loader, device, dict_key_y, seed
+        self._stream: Iterator[tuple[Inputs, Tensor]] | None = None
+        self._epoch = 0
+        self._everything: Batch | None = None
+        first = next(self._pass(0), None)
+        if first is None or len(first[1]) == 0:
+            raise ValueError("train_loader: expected at least one data point, got an empty loader.")
+        self.first = first
+        self.n_data = self._count()
+        self.full = batch == "full" or (batch == "auto" and self.n_data <= FULL_BATCH_LIMIT)
+
+    def next_batch(self) -> Batch:
+        """The whole data set, or the loader's next batch (starting over at its end)."""
+        if self.full:
+            return self.everything()
+        if self._stream is None:
+            self._epoch += 1
+            self._stream = self._pass(self._epoch)
+        block = next(self._stream, None)
+        if block is None:
+            self._stream = None
+            return self.next_batch()
+        return Batch([block], len(block[1]))
+
+    def epoch(self) -> Iterator[Batch]:
+        """One pass over all data."""
+        if self.full:
+            yield self.everything()
+        else:
+            for block in self._pass(0):
+                yield Batch([block], len(block[1]))
+
+    def restart(self) -> None:
+        """Begin again with the first batch of the first pass."""
+        self._stream, self._epoch = None, 0
+
+    def everything(self) -> Batch:
+        """All data, gathered once, with equal-shaped tensors joined into blocks of up to 10,000 points."""
+        if self._everything is None:
+            self._everything = Batch(list(_joined(self._pass(0))), self.n_data)
+        return self._everything
+
+    def some(self, n_points: int) -> Batch:
+        """The first loader batches that together hold at least ``n_points`` points (or all there are)."""
+        blocks: list[tuple[Inputs, Tensor]] = []
+        for block in self._everything.blocks if self._everything else self._pass(0):
+            blocks.append(block)
+            if sum(len(y) for _, y in blocks) >= n_points:
+                break
+        return Batch(blocks, sum(len(y) for _, y in blocks))
+
+    def _count(self) -> int:
+        try:
+            return len(self.loader.dataset)  # type: ignore[arg-type]
+        except (TypeError, AttributeError):
+            return sum(len(y) for _, y in self._pass(0))
+
+    def _pass(self, epoch: int) -> Iterator[tuple[Inputs, Tensor]]:
+        return pairs(self._batches(epoch), self.device, self.dict_key_y)
+
+    def _batches(self, epoch: int) -> Iterator[Any]:
+        # A loader shuffles and augments with the global generator: it gets a stream of its own, switched in and out.
+        stream = torch.Generator().manual_seed(self.seed + epoch).get_state()
+        batches: Iterator[Any] | None = None
+        while True:
+            with torch.random.fork_rng(devices=[]):
+                torch.set_rng_state(stream)
+                batches = iter(self.loader) if batches is None else batches
+                batch = next(batches, None)
+                stream = torch.get_rng_state()
+            if batch is None:
+                return
+            yield batch
+
+
+def pairs(
+    batches: Iterable[Any], device: torch.device, dict_key_y: str = "labels", name: str = "train_loader"
+) -> Iterator[tuple[Inputs, Tensor]]:
+    """Inputs and targets of each batch, moved to ``device``.
+
+    Raises
+    ------
+    ValueError
+        A batch is neither a pair (x, y) nor a mapping that holds ``dict_key_y``.
+    """
+    for batch in batches:
+        if isinstance(batch, MutableMapping):
+            if dict_key_y not in batch:
+                raise ValueError(
+                    f"{name}: expected targets under {dict_key_y!r}, got the keys {sorted(batch)}; set dict_key_y."
+                )
+            inputs = moved(batch, device)
+            yield inputs, inputs[dict_key_y]
+        elif isinstance(batch, (tuple, list)) and len(batch) == 2:
+            yield moved(batch[0], device), batch[1].to(device)
+        else:
+            length = f" of length {len(batch)}" if isinstance(batch, (tuple, list)) else ""
+            what = type(batch).__name__ + length
+            raise ValueError(f"{name}: expected batches (x, y) or dicts, got a {what}; wrap the data set.")
+
+
+def moved(value: Any, device: torch.device) -> Any:
+    """Tensors on ``device``, also inside (nested) dict-like batches and sequences; anything else as it is."""
+    if isinstance(value, Tensor):
+        return value.to(device)
+    if isinstance(value, MutableMapping):
+        # A copy of the user's own mapping class: models may rely on more than the keys (Hugging Face's BatchEncoding).
+        result = copy.copy(value)
+        for key in value:
+            result[key] = moved(value[key], device)
+        return result
+    if isinstance(value, (list, tuple)):
+        return type(value)(moved(item, device) for item in value)
+    return value
+
+
+def _joined(blocks: Iterator[tuple[Inputs, Tensor]]) -> Iterator[tuple[Inputs, Tensor]]:
+    waiting: list[tuple[Tensor, Tensor]] = []
+    for x, y in blocks:
+        if not isinstance(x, Tensor):
+            yield x, y
+            continue
+        fits = not waiting or waiting[0][0].shape[1:] == x.shape[1:]
+        if not fits or sum(len(w[1]) for w in waiting) + len(y) > FULL_BATCH_LIMIT:
+            yield _concatenated(waiting)
+            waiting = []
+        waiting.append((x, y))
+    if waiting:
+        yield _concatenated(waiting)
+
+
+def _concatenated(blocks: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+    return torch.cat([x for x, _ in blocks]), torch.cat([y for _, y in blocks])

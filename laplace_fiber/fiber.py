@@ -1,0 +1,313 @@
+"""FiberLaplace: the trajectory sampler and the latent autoencoder as one laplace-torch flavour."""
+
+from __future__ import annotations
+
+import dataclasses
+import warnings
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from laplace.baselaplace import BaseLaplace
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+from laplace_fiber.curvature import log_determinant_ratio, subspace_ggn
+from laplace_fiber.data import TrainingData
+from laplace_fiber.fit_report import FitReport, report_on
+from laplace_fiber.latent import LatentAutoencoder
+from laplace_fiber.log_joint import LogJoint, check_shapes
+from laplace_fiber.paths import FORMS, FiberFit, PositionLaw, PosteriorForm, UniformPosition
+from laplace_fiber.posterior import SampledPosterior
+from laplace_fiber.subspace import span_of
+from laplace_fiber.trajectories import TrajectorySampler
+from laplace_fiber.weights import Subset
+
+STATE_VERSION = 1
+
+
+class FiberLaplace(SampledPosterior):
+    """A posterior that follows the curved set of low-loss weights through the trained network.
+
+    Particles walk away from the trained weights and are refined back to low loss; an autoencoder straightens their
+    trajectories; a posterior sample decodes a uniform point of a uniformly drawn latent line. Source: *Walking on the
+    Fiber* (arXiv 2512.01500), there called MetricBNN.
+
+    Setting ``prior_precision`` above its value at fit takes effect at once, by using the walk only up to the share of
+    its reach that the narrower prior allows; below it, the walk is too short and a warning says to fit again.
+
+    Parameters
+    ----------
+    model, likelihood, sigma_noise, prior_precision, prior_mean, temperature, enable_backprop, dict_key_x, dict_key_y, \
+backend, backend_kwargs, asdl_fisher_kwargs
+        As in laplace-torch. The curvature backend is kept for its interface and not used by this posterior.
+    sampler
+        Settings of the walk.
+    autoencoder
+        Settings of the latent autoencoder.
+    posterior
+        ``"latent"`` (decoded latent lines), ``"states"`` (the walk's own states, joined linearly), ``"line"`` (straight
+        lines to the last states) or ``"gaussian"`` (the states' mean and covariance). May be set again after fit.
+    position
+        How far along its trajectory a sample lies.
+    subset
+        ``"all"``, ``"last_layer"``, a list of module names, or a vector of indices into all trainable weights.
+    subnetwork_indices
+        laplace-torch's name for an index ``subset``.
+    engine, chunk_size
+        How several weight vectors are evaluated: see :class:`laplace_fiber.weights.NetworkFunction`.
+
+    Attributes
+    ----------
+    report
+        After fit: figures that tell whether the posterior can be trusted, and advice. Print it.
+
+    Examples
+    --------
+    >>> la = FiberLaplace(model, "classification")  # doctest: +SKIP
+    >>> la.fit(train_loader)  # doctest: +SKIP
+    >>> la.optimize_prior_precision(method="gridsearch", val_loader=val_loader)  # doctest: +SKIP
+    >>> probabilities = la(x)  # doctest: +SKIP
+    """
+
+    _key = ("all", "fiber")
+
+    def __init__(
+        self,
+        model: nn.Module,
+        likelihood: str,
+        *args: Any,
+        sampler: TrajectorySampler | None = None,
+        autoencoder: LatentAutoencoder | None = None,
+        posterior: PosteriorForm = "latent",
+        position: PositionLaw | None = None,
+        subset: Subset = "all",
+        subnetwork_indices: Tensor | None = None,
+        **kwargs: Any,
+    ) -> None:
+        if subnetwork_indices is not None:
+            if not isinstance(subset, str) or subset != "all":
+                raise ValueError("expected subset or subnetwork_indices, got both; pass one of them.")
+            subset = subnetwork_indices
+        self.sampler = sampler or TrajectorySampler()
+        super().__init__(model, likelihood, *args, subset=subset, **kwargs)
+        self.autoencoder = autoencoder or LatentAutoencoder()
+        self.position = position or UniformPosition()
+        self.posterior = posterior
+        self.report: FitReport | None = None
+        self._fitted: FiberFit | None = None
+        self._ggn: Float[Tensor, "r r"] | None = None
+        self._data: TrainingData | None = None
+
+    @property
+    def posterior(self) -> PosteriorForm:
+        """The curves that samples lie on; may be set after fit, without a new walk."""
+        return self._posterior
+
+    @posterior.setter
+    def posterior(self, form: PosteriorForm) -> None:
+        if form not in FORMS:
+            raise ValueError(f"posterior: expected one of {FORMS}, got {form!r}.")
+        self._posterior = form
+
+    def fit(self, train_loader: DataLoader[Any], override: bool = True, progress_bar: bool = False) -> None:
+        """Walk, find the walk's subspace, and train the autoencoder; then write :attr:`report`.
+
+        Parameters
+        ----------
+        train_loader
+            The data that the model was trained on, as (x, y) pairs or dict-like batches.
+        override
+            Must be True: a walk cannot be extended by further data.
+        progress_bar
+            Show the progress of walk and autoencoder.
+
+        Raises
+        ------
+        ValueError
+            Empty loader, targets that do not fit the outputs, a loss that is not finite, or ``override=False``.
+        RuntimeError
+            All particles were lost during the walk.
+        """
+        if not override:
+            raise ValueError("override: expected True, got False; the walk depends on all data: fit on their union.")
+        data = TrainingData(train_loader, self._device, self.sampler.batch, self.dict_key_y, self.sampler.seed)
+        self.network.check_last_layer(data.first[0])
+        theta = self.network.theta()
+        with self.network.evaluation():
+            with torch.no_grad():
+                outputs = self.network.one(theta, data.first[0])
+            check_shapes(outputs, data.first[1], self.likelihood)
+            joint = self._joint(data.n_data)
+            walk = self.sampler.walk(joint, theta, data, progress_bar)
+            subspace, states = span_of(walk.states)
+            lines = self.autoencoder.fit(states, progress_bar)
+            report = report_on(joint, walk, subspace, states, lines, data)
+            loss = sum(float(joint.losses(theta[None], batch).detach()) for batch in data.epoch())
+        self.mean, self.loss = theta, loss
+        self.n_data, self.n_outputs = data.n_data, outputs.shape[-1]
+        self._fitted = FiberFit(subspace, states, lines, self.prior_precision_diag.clone())
+        self._ggn, self._data = None, data
+        self.report = report
+        for message in report.warnings:
+            warnings.warn(message, stacklevel=2)
+
+    def sample(self, n_samples: int = 100, generator: torch.Generator | None = None) -> Float[Tensor, "s p"]:
+        """Draw weight samples.
+
+        Parameters
+        ----------
+        n_samples
+            Number of rows.
+        generator
+            Source of randomness, on the model's device; ``None`` draws the same samples every time.
+
+        Raises
+        ------
+        RuntimeError
+            Before fit.
+        ValueError
+            ``n_samples`` below 1, or a generator on another device.
+        """
+        generator = self._generator(generator, n_samples, self.sampler.seed)
+        fitted, share = self._require_fit(), self.walk_share
+        coordinates = fitted.draw(self.posterior, self.position, share, n_samples, generator)
+        return fitted.subspace.to_weights(coordinates)
+
+    @property
+    def walk_share(self) -> float:
+        """Share ρ ≤ 1 of the walk that the present prior precision uses: its prior radius over that at fit."""
+        fitted = self._require_fit()
+        present, walked = self.prior_precision_diag.double(), fitted.prior_precision.double()
+        share = float(((1 / present).sum() / (1 / walked).sum()).sqrt())
+        if share > 1 + 1e-4:
+            warnings.warn(
+                f"prior_precision is below its value at fit: it asks for {share:.2f} times the walk's reach. The whole "
+                "walk is used; fit again with this prior_precision for the wider posterior.",
+                stacklevel=3,
+            )
+        return min(1.0, share)
+
+    def distinct_prior_precisions(self, grid: Float[Tensor, " g"]) -> Float[Tensor, " g"]:
+        """The grid's values above the one at fit (by prior radius): a lower one needs a new, longer walk."""
+        walked = (1 / self._require_fit().prior_precision.double()).sum()
+        return grid[grid > float(self.n_params / walked)]
+
+    def log_marginal_likelihood(
+        self, prior_precision: Tensor | None = None, sigma_noise: Tensor | None = None
+    ) -> Float[Tensor, ""]:
+        """Laplace's evidence restricted to the subspace of the walk.
+
+        log p(D | θ_MAP) − ½ (θ_MAP − μ₀)ᵀ diag(τ) (θ_MAP − μ₀) − ½ log det(I + H V G Vᵀ / τ), with V the subspace and G
+        the Gauss-Newton matrix at the MAP. Differentiable in both arguments, which are stored when given. The first
+        call after a fit passes once over the training data for each of the subspace's dimensions.
+        """
+        self._check_fitted()
+        if prior_precision is not None:
+            self.prior_precision = prior_precision
+        if sigma_noise is not None:
+            self.sigma_noise = sigma_noise
+        fitted = self._require_fit()
+        tau, theta = self.prior_precision_diag, fitted.subspace.origin
+        prior_energy = 0.5 * ((theta - self.prior_mean).square() * tau).sum()
+        ratio = log_determinant_ratio(self._subspace_ggn(), fitted.subspace.basis, tau, self._H_factor.double())
+        evidence: Tensor = self.log_likelihood - prior_energy - 0.5 * ratio.to(theta.dtype)
+        return evidence
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that predictions need, as tensors, numbers, strings and lists of them.
+
+        Save with ``torch.save`` and load with ``torch.load(weights_only=True)``.
+        """
+        fitted = self._require_fit()
+        return {
+            "cls_name": type(self).__name__,
+            "version": STATE_VERSION,
+            "weights": list(self.network.names),
+            "likelihood": str(self.likelihood),
+            "mean": self.mean,
+            **fitted.to_state(),
+            "ggn": self._ggn,
+            "prior_precision": self.prior_precision,
+            "prior_mean": self.prior_mean,
+            "sigma_noise": self.sigma_noise,
+            "temperature": self.temperature,
+            "posterior": self.posterior,
+            "seed": self.sampler.seed,
+            "loss": self.loss,
+            "n_data": self.n_data,
+            "n_outputs": self.n_outputs,
+        }
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take over a saved fit, for the same model (weights included) and the same subset.
+
+        Raises
+        ------
+        ValueError
+            Another class, version, likelihood or set of weights, or a model whose trained weights differ.
+        """
+        expected = {
+            "cls_name": type(self).__name__,
+            "version": STATE_VERSION,
+            "weights": list(self.network.names),
+            "likelihood": str(self.likelihood),
+        }
+        for key, value in expected.items():
+            if state_dict.get(key) != value:
+                raise ValueError(f"load_state_dict: expected {key} {value!r}, got {state_dict.get(key)!r}.")
+        here = self.network.theta()
+        mean = state_dict["mean"].to(here)
+        if mean.shape != here.shape or not torch.allclose(mean, here, rtol=1e-4, atol=1e-6):
+            raise ValueError(
+                f"load_state_dict: expected the {len(mean)} trained weights that the state was fitted at, got a model "
+                "with others; load the model's own state_dict first."
+            )
+        for name in ("prior_precision", "prior_mean", "sigma_noise", "temperature", "loss", "n_data", "n_outputs"):
+            setattr(self, name, state_dict[name])
+        self.mean, self.posterior = mean, state_dict["posterior"]
+        self.sampler = dataclasses.replace(self.sampler, seed=state_dict["seed"])
+        self._fitted = FiberFit.from_state(state_dict, mean)
+        self._ggn = None if state_dict["ggn"] is None else state_dict["ggn"].to(here.device)
+        self._data = self.report = None
+
+    def _joint(self, n_data: int) -> LogJoint:
+        return LogJoint(
+            self.network,
+            "regression" if self.likelihood == "regression" else "classification",
+            n_data,
+            self.prior_precision_diag.detach(),
+            torch.as_tensor(self.prior_mean),
+            float(self.sigma_noise),
+            self.temperature,
+            self.sampler.chunk_size or self.chunk_size,
+        )
+
+    def _subspace_ggn(self) -> Float[Tensor, "r r"]:
+        if self._ggn is None:
+            if self._data is None:
+                raise RuntimeError(
+                    "log_marginal_likelihood: expected the training data of a fit, got a loaded state without the "
+                    "curvature; call it once before state_dict(), or fit again."
+                )
+            fitted = self._require_fit()
+            joint = self._joint(self._data.n_data)
+            self._ggn = subspace_ggn(
+                self.network, fitted.subspace.origin, fitted.subspace.basis, self._data.epoch(), joint.likelihood
+            )
+        return self._ggn
+
+    def _require_fit(self) -> FiberFit:
+        self._check_fitted()
+        if self._fitted is None:  # mean and fit are set together
+            raise RuntimeError("FiberLaplace has a mean but no fit: call fit(train_loader).")
+        return self._fitted
+
+
+class _LastLayerFlavour(BaseLaplace):  # type: ignore[misc]
+    """The entry of laplace-torch's table for ``("last_layer", "fiber")``: constructs a FiberLaplace of that subset."""
+
+    _key = ("last_layer", "fiber")
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> FiberLaplace:
+        return FiberLaplace(*args, subset="last_layer", **kwargs)

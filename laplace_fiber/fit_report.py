@@ -1,0 +1,238 @@
+"""What a fit tells about itself: figures along the walk and of decoded samples, and advice for each failure sign."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from laplace_fiber.data import TrainingData
+from laplace_fiber.latent import LatentLines
+from laplace_fiber.log_joint import LogJoint
+from laplace_fiber.paths import WalkCurves
+from laplace_fiber.predictive import function_samples
+from laplace_fiber.subspace import Subspace
+from laplace_fiber.trajectories import Trajectories
+from laplace_fiber.weights import Inputs
+
+POINTS = 2000
+"""The report's losses are measured on the first loader batches holding this many training points."""
+
+PARTICLES = 16
+POSITIONS = (0.1, 0.25, 0.5, 0.75, 1.0)
+
+
+@dataclass(frozen=True)
+class FitReport:
+    """Figures of a fit; ``print`` it.
+
+    Losses are training negative log-likelihoods per data point and posterior sample, on up to 2000 points, at the
+    shares ``positions`` of the walk, averaged over up to 16 particles.
+
+    Attributes
+    ----------
+    objective_map, nll_map
+        J(θ_MAP)/n_data and the loss there.
+    positions, objective_walk, nll_walk, nll_decoded
+        Shares s of the walk; objective and loss of the walk's states there, and loss of the decoded latent points.
+    predictive_gap
+        How far averaged predictions of decoded points are from those of the states: total variation distance of class
+        probabilities, or difference of means over ``sigma_noise``; mean over training points.
+    reconstruction_error
+        Root mean square distance of decoded points from the states, over that of the states from the MAP.
+    straightness
+        Chord over path length of the latent trajectories; 1 is straight.
+    reach, distance
+        Total drift length, and mean distance of the last states from the MAP.
+    rejected_share
+        Share of refinement steps that were taken back.
+    gradient_evaluations
+        Per particle.
+    lost_particles, n_particles
+        Particles stopped early by an objective that was not finite, of how many.
+    gradient_norm, gradient_imbalance
+        ‖∇J(θ_MAP)‖, and that over the sum of the norms of its data and prior parts: 0 at a minimum of J, 1 far from it.
+    balanced_prior_precision
+        The scalar τ at which the trained weights are closest to a minimum of J; None if no positive one is.
+    common_displacement
+        Mean displacement of all particles over the reach; independent drifts leave about 1/√n_particles.
+    """
+
+    objective_map: float
+    nll_map: float
+    positions: tuple[float, ...]
+    objective_walk: tuple[float, ...]
+    nll_walk: tuple[float, ...]
+    nll_decoded: tuple[float, ...]
+    predictive_gap: float
+    reconstruction_error: float
+    straightness: float
+    reach: float
+    distance: float
+    rejected_share: float
+    gradient_evaluations: float
+    lost_particles: int
+    n_particles: int
+    gradient_norm: float
+    gradient_imbalance: float
+    balanced_prior_precision: float | None
+    common_displacement: float
+    warnings: tuple[str, ...] = field(default=())
+
+    @property
+    def nll_increase(self) -> float:
+        """Mean loss along the walk minus the MAP's."""
+        return sum(self.nll_walk) / len(self.nll_walk) - self.nll_map
+
+    @property
+    def decoded_gap(self) -> float:
+        """Mean decoded loss minus the walk's, as a share of the walk's."""
+        walk = sum(self.nll_walk)
+        return (sum(self.nll_decoded) - walk) / max(abs(walk), 1e-12)
+
+    def advice(self) -> list[str]:
+        """One sentence for each sign that the posterior should not be trusted as it is; empty if there is none."""
+        found = []
+        if self.distance < 0.3 * self.reach:
+            found.append(
+                f"Samples cluster near the trained weights ({self.distance:.2g} of a reach of {self.reach:.2g}): "
+                "refinement undoes the drift; allow a higher level or fewer refinement steps, or a longer reach."
+            )
+        if self.nll_walk[-1] - self.nll_map > 0.5:
+            found.append(
+                f"The walk leaves the low-loss set (training NLL {self.nll_walk[-1]:.3g} at its end, "
+                f"{self.nll_map:.3g} at the MAP): choose the prior precision on validation data, or allow more "
+                "refinement steps or more drifts."
+            )
+        if self.reconstruction_error > 0.1 or abs(self.decoded_gap) > 0.05:
+            found.append(
+                f"Decoded samples differ from the walk's states (NLL by {self.decoded_gap:+.1%}, weights by "
+                f"{self.reconstruction_error:.1%}): widen the autoencoder, or use posterior='states'."
+            )
+        if self.straightness < 0.9 or self.predictive_gap > 0.02:
+            found.append(
+                f"The latent space bends the walk (straightness {self.straightness:.2f}, predictions move by "
+                f"{self.predictive_gap:.3f}), which costs calibration: "
+                "train the autoencoder longer, or raise lambda_minus."
+            )
+        if self.rejected_share > 0.5:
+            found.append(
+                f"{self.rejected_share:.0%} of refinement steps raised the objective and were taken back: use a larger "
+                "batch or a float64 model."
+            )
+        return found + list(self.warnings)
+
+    def __str__(self) -> str:
+        def row(name: str, values: tuple[float, ...]) -> str:
+            return f"  {name:<22}" + "".join(f"{v:>10.4g}" for v in values)
+
+        lines = [
+            f"Walk of {self.n_particles} particles to reach {self.reach:.3g}, ending {self.distance:.3g} from the MAP",
+            f"  {self.gradient_evaluations:.0f} gradient evaluations per particle, {self.rejected_share:.0%} of "
+            f"refinement steps rejected, {self.lost_particles} particles lost",
+            row("share of the walk", (0.0, *self.positions)),
+            row("objective J/n", (self.objective_map, *self.objective_walk)),
+            row("train NLL, walk", (self.nll_map, *self.nll_walk)),
+            row("train NLL, decoded", (self.nll_map, *self.nll_decoded)),
+            f"  autoencoder: reconstruction error {self.reconstruction_error:.2%}, "
+            f"straightness {self.straightness:.3f}",
+            f"  decoded samples: NLL {self.decoded_gap:+.2%}, predictions moved by {self.predictive_gap:.4f}",
+            f"  trained weights: gradient norm {self.gradient_norm:.3g} (imbalance {self.gradient_imbalance:.2f}), "
+            f"particles' common displacement {self.common_displacement:.2f} of the reach",
+        ]
+        return "\n".join(lines + [f"  ! {sentence}" for sentence in self.advice()])
+
+
+def report_on(
+    joint: LogJoint,
+    walk: Trajectories,
+    subspace: Subspace,
+    states: Float[Tensor, "n t r"],
+    lines: LatentLines,
+    data: TrainingData,
+) -> FitReport:
+    """Measure a fit. Call inside the network's evaluation mode."""
+    batch = data.some(POINTS)
+    n, last = min(PARTICLES, len(states)), states.shape[1] - 1
+    trajectory = torch.arange(n, device=states.device).repeat(len(POSITIONS))
+    s = torch.tensor(POSITIONS, device=states.device, dtype=states.dtype).repeat_interleave(n)
+    on_walk = subspace.to_weights(WalkCurves(states).coordinates(trajectory, s))
+    decoded = subspace.to_weights(lines.coordinates(trajectory, s))
+
+    def by_position(values: Tensor) -> tuple[float, ...]:
+        return tuple(values.view(len(POSITIONS), n).mean(1).tolist())
+
+    everyone = torch.arange(len(states), device=states.device).repeat_interleave(last + 1)
+    knots = torch.linspace(0, 1, last + 1, device=states.device, dtype=states.dtype).repeat(len(states))
+    missed = (lines.coordinates(everyone, knots) - states.flatten(0, 1)).square().sum(-1).mean()
+    imbalance, balanced = _balance(joint, subspace.origin, data)
+    lost = int((walk.lost_at <= last).sum())
+    with torch.no_grad():
+        objective = torch.cat([joint.objective(rows, batch) for rows in on_walk.split(n)])
+        objective_map = float(joint.objective(subspace.origin[None], batch))
+    return FitReport(
+        objective_map=objective_map,
+        nll_map=float(joint.nll(subspace.origin[None], batch)),
+        positions=POSITIONS,
+        objective_walk=by_position(objective),
+        nll_walk=by_position(joint.nll(on_walk, batch)),
+        nll_decoded=by_position(joint.nll(decoded, batch)),
+        predictive_gap=_predictive_gap(joint, on_walk, decoded, batch.blocks[0][0]),
+        reconstruction_error=float((missed / states.square().sum(-1).mean().clamp(min=1e-30)).sqrt()),
+        straightness=lines.straightness,
+        reach=walk.reach,
+        distance=float(states[:, -1].norm(dim=-1).mean()),
+        rejected_share=walk.rejected_share,
+        gradient_evaluations=walk.gradient_evaluations,
+        lost_particles=lost,
+        n_particles=len(states),
+        gradient_norm=walk.gradient_norm,
+        gradient_imbalance=imbalance,
+        balanced_prior_precision=balanced,
+        common_displacement=walk.common_displacement,
+        warnings=tuple(_warnings(walk.gradient_norm, imbalance, balanced, lost, len(states))),
+    )
+
+
+def _warnings(norm: float, imbalance: float, balanced: float | None, lost: int, n_particles: int) -> list[str]:
+    found = []
+    if imbalance > 0.5:
+        remedy = (
+            f"prior_precision={balanced:.2g} fits the trained weights best"
+            if balanced is not None
+            else "train on with weight decay prior_precision / n_data on the mean loss"
+        )
+        found.append(
+            f"The network is not at a minimum of the objective for this prior_precision (gradient norm {norm:.3g}, "
+            f"imbalance {imbalance:.2f}), so all particles share a pull that is no uncertainty: {remedy}."
+        )
+    if lost:
+        found.append(
+            f"{lost} of {n_particles} particles met an objective that was not finite and stopped at their last good "
+            "state: use a shorter reach, a larger prior_precision, or a float64 model."
+        )
+    return found
+
+
+def _balance(joint: LogJoint, origin: Float[Tensor, " p"], data: TrainingData) -> tuple[float, float | None]:
+    """How far the MAP is from balancing data and prior gradients, and the scalar τ that balances them best."""
+    gradient = torch.zeros_like(origin)
+    for batch in data.epoch():
+        gradient += joint.value_and_grad(origin[None], batch)[1][0] * batch.size
+    offset = origin - joint.prior_mean
+    prior = joint.prior_precision * offset
+    likelihood = gradient - prior
+    imbalance = gradient.norm() / (likelihood.norm() + prior.norm()).clamp(min=1e-30)
+    best = -(likelihood @ offset) / offset.square().sum().clamp(min=1e-30)
+    return float(imbalance), float(best) if best > 0 else None
+
+
+def _predictive_gap(joint: LogJoint, on_walk: Tensor, decoded: Tensor, x: Inputs) -> float:
+    sets = (function_samples(joint.network, thetas, x, joint.chunk_size) for thetas in (on_walk, decoded))
+    if joint.likelihood == "regression":
+        walk_mean, decoded_mean = (f.mean(0) for f in sets)
+        return float((walk_mean - decoded_mean).abs().mean() / joint.sigma_noise)
+    walk_probs, decoded_probs = (f.softmax(-1).mean(0) for f in sets)
+    return float(0.5 * (walk_probs - decoded_probs).abs().sum(-1).mean())

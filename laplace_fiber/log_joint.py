@@ -1,0 +1,155 @@
+"""The unnormalised log posterior −J(θ): the only place that knows n_data, σ, τ and the temperature.
+
+J(θ) = H Σᵢ ℓ(yᵢ, f(θ, xᵢ)) + ½ (θ − μ₀)ᵀ diag(τ) (θ − μ₀), with ℓ the cross-entropy and H = 1/temperature for
+classification, ℓ = ½‖y − f‖² and H = 1/(σ² temperature) for regression: laplace-torch's own convention.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.func import vmap
+from torch.nn import functional
+
+from laplace_fiber.data import Batch
+from laplace_fiber.weights import NetworkFunction
+
+
+@dataclass(frozen=True)
+class LogJoint:
+    """J(θ)/n_data, its gradient and its curvature, for many weight vectors at once.
+
+    Parameters
+    ----------
+    network
+        f(θ, x).
+    likelihood
+        ``"classification"`` (also for reward modelling, whose fit compares two scores) or ``"regression"``.
+    n_data
+        Number of training points; a batch of b points stands for all of them by the factor n_data / b.
+    prior_precision, prior_mean
+        τ and μ₀, one value or one per weight.
+    sigma_noise, temperature
+        Observation noise (regression) and likelihood temperature.
+    chunk_size
+        At most this many weight vectors are evaluated together (memory); ``None`` takes all.
+    """
+
+    network: NetworkFunction
+    likelihood: str
+    n_data: int
+    prior_precision: Float[Tensor, " #p"]
+    prior_mean: Float[Tensor, " #p"]
+    sigma_noise: float = 1.0
+    temperature: float = 1.0
+    chunk_size: int | None = None
+
+    @property
+    def loss_factor(self) -> float:
+        """H of the module docstring."""
+        return 1.0 / (self.sigma_noise**2 * self.temperature)
+
+    def losses(self, thetas: Float[Tensor, "n p"], batch: Batch) -> Float[Tensor, " n"]:
+        """Σ ℓ over the batch for each θ. Differentiable."""
+        total = thetas.new_zeros(len(thetas))
+        for x, y in batch.blocks:
+            outputs = self.network.many(thetas, x)
+            total = total + vmap(lambda f, y=y: summed_loss(f, y, self.likelihood))(outputs)
+        return total
+
+    def prior_energy(self, thetas: Float[Tensor, "n p"]) -> Float[Tensor, " n"]:
+        """½ (θ − μ₀)ᵀ diag(τ) (θ − μ₀)."""
+        return 0.5 * ((thetas - self.prior_mean).square() * self.prior_precision).sum(-1)
+
+    def objective(self, thetas: Float[Tensor, "n p"], batch: Batch) -> Float[Tensor, " n"]:
+        """J(θ)/n_data, the data term estimated from ``batch``. Differentiable."""
+        data_term = self.loss_factor * self.losses(thetas, batch) / batch.size
+        return data_term + self.prior_energy(thetas) / self.n_data
+
+    def value_and_grad(
+        self, thetas: Float[Tensor, "n p"], batch: Batch
+    ) -> tuple[Float[Tensor, " n"], Float[Tensor, "n p"]]:
+        """J(θ)/n_data and its gradient per θ: one backward pass through the sum, since the rows do not interact."""
+
+        def chunk(rows: Tensor) -> tuple[Tensor, Tensor]:
+            rows = rows.detach().requires_grad_()
+            with torch.enable_grad():
+                value = self.objective(rows, batch)
+                (grad,) = torch.autograd.grad(value.sum(), rows)
+            return value.detach(), grad
+
+        values, grads = zip(*(chunk(rows) for rows in self._chunks(thetas)), strict=True)
+        return torch.cat(values), torch.cat(grads)
+
+    def nll(self, thetas: Float[Tensor, "n p"], batch: Batch) -> Float[Tensor, " n"]:
+        """−log p(y | x, θ) per data point (σ's normalising constant included, temperature left out)."""
+        with torch.no_grad():
+            losses = torch.cat([self.losses(rows, batch) for rows in self._chunks(thetas)]) / batch.size
+        if self.likelihood != "regression":
+            return losses
+        n_outputs = batch.blocks[0][1][0].numel()
+        return losses / self.sigma_noise**2 + n_outputs * math.log(self.sigma_noise * math.sqrt(2 * math.pi))
+
+    def hessian_product(
+        self, theta: Float[Tensor, " p"], batch: Batch
+    ) -> Callable[[Float[Tensor, " p"]], Float[Tensor, " p"]]:
+        """v ↦ ∇²J(θ) v / n_data, by differentiating the gradient once more."""
+        rows = theta.detach()[None].requires_grad_()
+        with torch.enable_grad():
+            (grad,) = torch.autograd.grad(self.objective(rows, batch).sum(), rows, create_graph=True)
+
+        def product(v: Tensor) -> Tensor:
+            (result,) = torch.autograd.grad(grad, rows, v[None], retain_graph=True)
+            return result[0]
+
+        return product
+
+    def _chunks(self, thetas: Tensor) -> tuple[Tensor, ...]:
+        # A loop gains nothing from rows evaluated together, and would keep all their graphs alive.
+        size = 1 if self.network.resolved_engine() == "loop" else self.chunk_size or len(thetas)
+        return thetas.split(size)
+
+
+def summed_loss(outputs: Float[Tensor, "b *c"], y: Tensor, likelihood: str) -> Float[Tensor, ""]:
+    """Σ ℓ over a batch: cross-entropy, or half the squared error."""
+    if likelihood == "regression":
+        return 0.5 * (outputs - y).square().sum()
+    return functional.cross_entropy(outputs.flatten(0, -2), y.flatten(), reduction="sum")
+
+
+def check_shapes(outputs: Float[Tensor, "b *c"], y: Tensor, likelihood: str) -> None:
+    """Refuse outputs and targets that do not fit the likelihood, before any long work.
+
+    Raises
+    ------
+    ValueError
+        Regression targets of another shape than the outputs; class labels that are not integers, outside [0, C), or
+        a single output for classification.
+    """
+    if likelihood == "regression":
+        if outputs.shape != y.shape:
+            raise ValueError(
+                f"regression: expected targets shaped like the outputs {tuple(outputs.shape)}, got {tuple(y.shape)}; "
+                "reshape y (for one output, y[:, None])."
+            )
+        return
+    n_classes = outputs.shape[-1]
+    if outputs.ndim < 2 or n_classes < 2:
+        raise ValueError(
+            f"{likelihood}: expected logits of shape (batch, classes >= 2), got {tuple(outputs.shape)}; "
+            "give a binary classifier two logits, e.g. (0, z)."
+        )
+    if y.is_floating_point() or y.shape != outputs.shape[:-1]:
+        raise ValueError(
+            f"{likelihood}: expected integer labels of shape {tuple(outputs.shape[:-1])}, "
+            f"got {y.dtype} of shape {tuple(y.shape)}; use class indices, not one-hot vectors."
+        )
+    if int(y.min()) < 0 or int(y.max()) >= n_classes:
+        raise ValueError(
+            f"{likelihood}: expected labels in [0, {n_classes}), got {int(y.min())} to {int(y.max())}; renumber them."
+        )

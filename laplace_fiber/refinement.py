@@ -1,0 +1,90 @@
+"""When a particle stops refining after a drift: the rules that a trajectory sampler can be given."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+
+class Refining(NamedTuple):
+    """What a rule may look at to decide whether a particle goes on refining.
+
+    Attributes
+    ----------
+    step
+        Refinement steps done since the drift.
+    excess
+        H Σ ℓ at each particle minus that at the MAP, over all data, in nats.
+    progress
+        Share of the walk's drifts done, t/T.
+    n_data, n_params
+        Size of the data and number of moving weights.
+    """
+
+    step: int
+    excess: Float[Tensor, " n"]
+    progress: float
+    n_data: int
+    n_params: int
+
+
+class Refinement(Protocol):
+    """Decides, per particle, when the refinement after a drift ends."""
+
+    @property
+    def max_steps(self) -> int:
+        """No particle gets more refinement steps per drift than this."""
+        ...
+
+    def wants_more(self, at: Refining) -> Bool[Tensor, " n"]:
+        """Which particles take another step; asked while ``at.step < max_steps``."""
+        ...
+
+
+@dataclass(frozen=True)
+class FixedRefinement:
+    """The same number of refinement steps for every particle and drift (the paper's M)."""
+
+    max_steps: int = 5
+
+    def __post_init__(self) -> None:
+        if self.max_steps < 0:
+            raise ValueError(f"max_steps: expected 0 or more refinement steps, got {self.max_steps}.")
+
+    def wants_more(self, at: Refining) -> Bool[Tensor, " n"]:
+        """All of them."""
+        return torch.ones_like(at.excess, dtype=torch.bool)
+
+
+@dataclass(frozen=True)
+class RefineToLevel:
+    """Refine until the training loss is back below a level that grows along the walk.
+
+    Posterior samples sit above the MAP's loss by half the effective number of parameters, which is at most
+    min(n_data, n_params). The level is ``nats_per_parameter`` times that bound times t/T: at the share s of the walk a
+    particle has the excess that a posterior of s² to s times the variance allows.
+
+    Parameters
+    ----------
+    nats_per_parameter
+        Excess of the negative log-likelihood allowed at the walk's end, per unit of min(n_data, n_params).
+    min_steps, max_steps
+        Refinement steps per drift that every particle gets, and that none exceeds.
+    """
+
+    nats_per_parameter: float = 0.2
+    min_steps: int = 1
+    max_steps: int = 60
+
+    def __post_init__(self) -> None:
+        if not (self.nats_per_parameter > 0 and 0 <= self.min_steps <= self.max_steps):
+            raise ValueError(f"expected nats_per_parameter > 0 and 0 <= min_steps <= max_steps, got {self}.")
+
+    def wants_more(self, at: Refining) -> Bool[Tensor, " n"]:
+        """Those above the level, and all during the first ``min_steps``."""
+        level = self.nats_per_parameter * min(at.n_data, at.n_params) * at.progress
+        return (at.excess > level) | (at.step < self.min_steps)
