@@ -25,6 +25,9 @@ from laplace_fiber.weights import Subset
 
 STATE_VERSION = 1
 
+SHARE_TOLERANCE = 1e-4
+"""A prior radius longer than the walked one by less than this is rounding."""
+
 
 class FiberLaplace(SampledPosterior):
     """A posterior that follows the curved set of low-loss weights through the trained network.
@@ -177,16 +180,19 @@ backend, backend_kwargs, asdl_fisher_kwargs
     @property
     def walk_share(self) -> float:
         """Share ρ ≤ 1 of the walk that the present prior precision uses: its prior radius over that at fit."""
-        fitted = self._require_fit()
-        present, walked = self.prior_precision_diag.double(), fitted.prior_precision.double()
-        share = float(((1 / present).sum() / (1 / walked).sum()).sqrt())
-        if share > 1 + 1e-4:
+        share = self._asked_share()
+        if share > 1 + SHARE_TOLERANCE:
             warnings.warn(
                 f"prior_precision is below its value at fit: it asks for {share:.2f} times the walk's reach. The whole "
                 "walk is used; fit again with this prior_precision for the wider posterior.",
                 stacklevel=3,
             )
         return min(1.0, share)
+
+    def settle_prior_precision(self) -> None:
+        """Walk again if the chosen precision asks for a longer walk and the training data are at hand."""
+        if self._asked_share() > 1 + SHARE_TOLERANCE and self._data is not None:
+            self.fit(self._data.loader)
 
     def distinct_prior_precisions(self, grid: Float[Tensor, " g"]) -> Float[Tensor, " g"]:
         """The grid's values above the one at fit (by prior radius): a lower one needs a new, longer walk."""
@@ -270,6 +276,11 @@ backend, backend_kwargs, asdl_fisher_kwargs
         self._fitted = FiberFit.from_state(state_dict, mean)
         self._ggn = None if state_dict["ggn"] is None else state_dict["ggn"].to(here.device)
         self._data = self.report = None
+
+    def _asked_share(self) -> float:
+        """The present prior radius √(Σ 1/τ) over that at fit."""
+        present, walked = self.prior_precision_diag.double(), self._require_fit().prior_precision.double()
+        return float(((1 / present).sum() / (1 / walked).sum()).sqrt())
 
     def _joint(self, n_data: int) -> LogJoint:
         return LogJoint(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import torch
@@ -192,28 +193,32 @@ def report_on(
         gradient_imbalance=imbalance,
         balanced_prior_precision=balanced,
         common_displacement=walk.common_displacement,
-        warnings=tuple(_warnings(walk.gradient_norm, imbalance, balanced, lost, len(states))),
+        warnings=tuple(_warnings(walk, imbalance, balanced, lost, len(states))),
     )
 
 
-def _warnings(norm: float, imbalance: float, balanced: float | None, lost: int, n_particles: int) -> list[str]:
-    found = []
+def _warnings(
+    walk: Trajectories, imbalance: float, balanced: float | None, lost: int, n_particles: int
+) -> Iterator[str]:
     if imbalance > 0.5:
+        chance = n_particles**-0.5
+        shared = "a pull that they share" if walk.common_displacement > 2 * chance else "no sign of a shared pull"
         remedy = (
             f"prior_precision={balanced:.2g} fits the trained weights best"
             if balanced is not None
             else "train on with weight decay prior_precision / n_data on the mean loss"
         )
-        found.append(
-            f"The network is not at a minimum of the objective for this prior_precision (gradient norm {norm:.3g}, "
-            f"imbalance {imbalance:.2f}), so all particles share a pull that is no uncertainty: {remedy}."
+        yield (
+            f"The network is not at a minimum of the objective for this prior_precision (gradient norm "
+            f"{walk.gradient_norm:.3g}, imbalance {imbalance:.2f}). The particles' common displacement is "
+            f"{walk.common_displacement:.2f} of the reach, chance {chance:.2f}: {shared}. If predictions disappoint, "
+            f"{remedy}."
         )
     if lost:
-        found.append(
+        yield (
             f"{lost} of {n_particles} particles met an objective that was not finite and stopped at their last good "
             "state: use a shorter reach, a larger prior_precision, or a float64 model."
         )
-    return found
 
 
 def _balance(joint: LogJoint, origin: Float[Tensor, " p"], data: TrainingData) -> tuple[float, float | None]:

@@ -7,7 +7,7 @@ the Gaussian keeps only the mean and covariance of such points.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol, TypeAlias
+from typing import Any, Literal, Protocol, TypeAlias, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int
@@ -24,6 +24,7 @@ from the MAP to the last states, or a Gaussian with the states' mean and covaria
 FORMS: tuple[PosteriorForm, ...] = ("latent", "states", "line", "gaussian")
 
 
+@runtime_checkable
 class PositionLaw(Protocol):
     """How far along its trajectory a posterior sample lies: a law on s ∈ [0, 1], given by its quantile function."""
 
@@ -41,6 +42,7 @@ class UniformPosition:
         return u
 
 
+@runtime_checkable
 class Curves(Protocol):
     """Curves c(i, s) in the walk's subspace, one per trajectory."""
 

@@ -223,8 +223,12 @@ backend, backend_kwargs, asdl_fisher_kwargs
                 )
         else:
             raise ValueError(f"method: expected 'gridsearch' or 'marglik', got {method!r}.")
+        self.settle_prior_precision()
         if verbose:
             print(f"Optimized prior precision is {self.prior_precision}.")  # noqa: T201  (asked for)
+
+    def settle_prior_precision(self) -> None:
+        """Called when a prior precision has been chosen: the place for work that candidates are spared."""
 
     def distinct_prior_precisions(self, grid: Float[Tensor, " g"]) -> Float[Tensor, " g"]:
         """The values of a grid that give different posteriors without a new fit."""

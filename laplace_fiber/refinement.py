@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float
@@ -32,6 +32,7 @@ class Refining(NamedTuple):
     n_params: int
 
 
+@runtime_checkable
 class Refinement(Protocol):
     """Decides, per particle, when the refinement after a drift ends."""
 
@@ -77,7 +78,7 @@ class RefineToLevel:
     """
 
     nats_per_parameter: float = 0.2
-    min_steps: int = 1
+    min_steps: int = 0
     max_steps: int = 60
 
     def __post_init__(self) -> None:

@@ -1,0 +1,4 @@
+"""Benchmarks of laplace-fiber: data sets, networks, methods, metrics, runs and reports.
+
+``python -m benchmarks --help`` lists the commands.
+"""

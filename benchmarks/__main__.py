@@ -1,0 +1,97 @@
+"""The command line: ``python -m benchmarks demo | run | report | list``."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from benchmarks import datasets
+from benchmarks.methods import METHODS
+from benchmarks.report import report
+from benchmarks.run import EXPERIMENTS, RESULTS, Run, run_all
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Carry out the command; returns the exit status, 1 where a run failed."""
+    options = _parser().parse_args(arguments)
+    torch.set_num_threads(1)
+    status: int = options.command(options)
+    return status
+
+
+def _demo(options: argparse.Namespace) -> int:
+    from benchmarks import demo  # here, since nothing else needs matplotlib
+
+    demo.main(options.out)
+    return 0
+
+
+def _run(options: argparse.Namespace) -> int:
+    experiment = EXPERIMENTS[options.experiment]
+    runs = [
+        Run(options.experiment, dataset, method, seed, options.quick, options.data_dir, options.out)
+        for seed in range(options.seeds)
+        for dataset in options.datasets or experiment.datasets
+        for method in options.methods or experiment.methods
+    ]
+    failed = run_all(runs, options.jobs)
+    for run in failed:
+        print(f"failed: {run.path}")
+    return 1 if failed else 0
+
+
+def _report(options: argparse.Namespace) -> int:
+    folders = [options.out / options.experiment] if options.experiment else _result_folders(options.out)
+    for folder in folders:
+        print(report(folder))
+    return 0
+
+
+def _list(options: argparse.Namespace) -> int:
+    for name, experiment in EXPERIMENTS.items():
+        print(f"experiment {name}: {', '.join(experiment.datasets)}")
+    print(f"methods: {', '.join(METHODS)}")
+    print("data sets (snelson and snelson-gap ship with the benchmarks):")
+    for name, table in datasets.TABLES.items():
+        print(f"  {name}: {table.source.path} from {table.source.home}")
+    return 0
+
+
+def _result_folders(out: Path) -> list[Path]:
+    return [out / name for name in EXPERIMENTS if (out / name).is_dir()]
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description="Benchmarks of laplace-fiber.")
+    commands = parser.add_subparsers(required=True)
+
+    command = commands.add_parser("demo", help="Snelson's data: one table, one figure, a few minutes")
+    command.add_argument("--out", type=Path, default=RESULTS / "demo" / "snelson.png", help="the figure")
+    command.set_defaults(command=_demo)
+
+    command = commands.add_parser("run", help="carry out the runs of an experiment that are not finished")
+    command.add_argument("experiment", choices=EXPERIMENTS)
+    command.add_argument("--datasets", nargs="+", choices=datasets.NAMES)
+    command.add_argument("--methods", nargs="+", choices=METHODS)
+    command.add_argument("--seeds", type=int, default=5, help="seeds 0, 1, ... (default: 5 of them)")
+    command.add_argument("--quick", action="store_true", help="a trial of the machinery, with useless numbers")
+    command.add_argument("--data-dir", type=Path, help="folder of the data files")
+    command.add_argument("--out", type=Path, default=RESULTS, help="folder of the results")
+    command.add_argument("--jobs", type=int, default=2, help="runs at a time, on one thread each")
+    command.set_defaults(command=_run)
+
+    command = commands.add_parser("report", help="print and write the tables")
+    command.add_argument("experiment", nargs="?", help="default: every experiment with results")
+    command.add_argument("--out", type=Path, default=RESULTS, help="folder of the results")
+    command.set_defaults(command=_report)
+
+    command = commands.add_parser("list", help="experiments, methods, data sets and where their files come from")
+    command.set_defaults(command=_list)
+    return parser
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,125 @@
+"""The demonstration: one-dimensional regression on Snelson's data, in the manner of the paper's Figures 2 and 3."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from torch import Tensor
+from tqdm import tqdm
+
+from benchmarks import environment
+from benchmarks.datasets import Dataset, load, snelson_grid
+from benchmarks.methods import METHODS, Effort
+from benchmarks.metrics import Prediction
+from benchmarks.models import noise_scale, train
+from benchmarks.report import markdown_table
+from benchmarks.run import measure
+from benchmarks.style import COLOURS, MEASURES, label
+
+SEED = 0
+PANELS = ("la-gn", "la-lowrank", "lla", "fiber-gaussian", "fiber-latent", "fiber-states")
+DRAWN_AS_CURVES = "fiber-states"
+N_CURVES = 30
+# 22 validation points inside the data say nothing about the bands outside: the training data choose the precision.
+BY_EVIDENCE = Effort(tuning="marglik")
+MARGIN = 1.2  # of the y axis around the data; a band may leave the panel
+
+
+def main(out: Path) -> None:
+    """Fit every method of the figure to one network; print a table, write it as JSON, draw the figure to ``out``."""
+    dataset = load("snelson", SEED)
+    model = train(dataset, SEED)
+    sigma = noise_scale(model, dataset)
+    grid = snelson_grid()
+    rows, curves = {}, {}
+    for method in tqdm(("map", *PANELS), desc="methods"):
+        fitted = METHODS[method](model, dataset, sigma, SEED, BY_EVIDENCE)
+        rows[method] = {**measure(fitted, dataset, sigma), "settings": fitted.info}
+        curves[method] = fitted.predict(dataset.scale(grid))
+        rows[method]["spread_ratio"] = _spread_ratio(grid, dataset, curves[method])
+    print(_table(rows))
+    out.parent.mkdir(parents=True, exist_ok=True)
+    results = {"seed": SEED, "sigma_noise": sigma, "environment": environment.describe(), "methods": rows}
+    out.with_suffix(".json").write_text(json.dumps(results, indent=1) + "\n")
+    _figure(dataset, sigma, grid, curves, out)
+    print(f"\nFigure: {out}")
+
+
+def _table(rows: dict[str, dict[str, Any]]) -> str:
+    """Scores on the test data, and times."""
+    columns = ("nll", "nll_per_sample", "rmse", "calibration_error", "spread_ratio", "fit_seconds", "predict_seconds")
+    body = [
+        [label(method), *(f"{row['metrics']['test'].get(c, row.get(c)):.3f}" for c in columns)]
+        for method, row in rows.items()
+    ]
+    return markdown_table(["method", *(MEASURES[c] for c in columns)], body)
+
+
+def _moments(prediction: Prediction) -> tuple[Tensor, Tensor]:
+    """Mean and variance of the function at each input."""
+    if isinstance(prediction, tuple):
+        mean, variance = prediction
+    elif len(prediction) == 1:
+        mean, variance = prediction[0], torch.zeros_like(prediction[0])
+    else:
+        variance, mean = torch.var_mean(prediction, dim=0)
+    return mean.flatten(), variance.flatten()
+
+
+def _spread_ratio(grid: Tensor, dataset: Dataset, prediction: Prediction) -> float:
+    """Mean standard deviation of the function outside the range of the data over that inside."""
+    x, deviation = dataset.scale(grid).flatten(), _moments(prediction)[1].sqrt()
+    inside = (x >= dataset.train[0].min()) & (x <= dataset.train[0].max())
+    return float(deviation[~inside].mean() / deviation[inside].mean())
+
+
+def _figure(dataset: Dataset, sigma: float, grid: Tensor, curves: dict[str, Prediction], out: Path) -> None:
+    """One panel per method on shared axes: data, MAP, mean and two-sigma bands, or single functions."""
+    figure = Figure(figsize=(12, 6.5), layout="constrained")
+    axes = figure.subplots(2, 3, sharex=True, sharey=True)
+    x = grid.flatten()
+    for method, axis in zip(PANELS, axes.flat, strict=True):
+        if method == DRAWN_AS_CURVES:
+            _draw_curves(axis, x, curves[method], COLOURS[method])
+        else:
+            _draw_bands(axis, x, curves[method], sigma, COLOURS[method])
+        axis.plot(x, curves["map"][0].flatten(), color=COLOURS["map"], lw=1.2, ls="--", label=label("map"))
+        _draw_data(axis, dataset)
+        axis.set_title(label(method), color=COLOURS[method], fontweight="bold")
+        if method in (PANELS[0], DRAWN_AS_CURVES):  # the others show the same things in their own colour
+            axis.legend(loc="lower right", fontsize=8, framealpha=0.9)
+    targets = torch.cat([dataset.train[1], dataset.test[1]])
+    axes[0, 0].set_ylim(float(targets.min()) - MARGIN, float(targets.max()) + MARGIN)
+    axes[0, 0].set_xlim(float(x.min()), float(x.max()))
+    figure.supxlabel("x")
+    figure.supylabel("y")
+    figure.savefig(out, dpi=150)
+
+
+def _draw_bands(axis: Axes, x: Tensor, prediction: Prediction, sigma: float, colour: str) -> None:
+    """Mean, and two standard deviations of the function f (dark) and of the target y = f + noise (light)."""
+    mean, variance = _moments(prediction)
+    for deviation, alpha, name in (((variance + sigma**2).sqrt(), 0.2, "y"), (variance.sqrt(), 0.35, "f")):
+        low, high = mean - 2 * deviation, mean + 2 * deviation
+        axis.fill_between(x, low, high, color=colour, alpha=alpha, lw=0, label=f"{name}, two sigma")
+    axis.plot(x, mean, color=colour, lw=1.8, label="mean")
+
+
+def _draw_curves(axis: Axes, x: Tensor, prediction: Prediction, colour: str) -> None:
+    """The first functions drawn from the posterior, one by one."""
+    if isinstance(prediction, tuple):
+        raise TypeError("Expected sampled functions; got a closed form, which has no single functions to draw.")
+    for index, function in enumerate(prediction[:N_CURVES]):
+        name = f"{N_CURVES} draws of f" if index == 0 else None
+        axis.plot(x, function.flatten(), color=colour, lw=0.7, alpha=0.6, label=name)
+
+
+def _draw_data(axis: Axes, dataset: Dataset) -> None:
+    for (x, y), face, name in ((dataset.train, "0.35", "training data"), (dataset.test, "white", "test data")):
+        raw = x * dataset.x_scale + dataset.x_shift
+        axis.scatter(raw, y, s=9, facecolor=face, edgecolor="0.35", lw=0.6, zorder=3, label=name)

@@ -1,0 +1,53 @@
+"""The machine and versions that a run is recorded with."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.metadata
+import os
+import platform
+from pathlib import Path
+
+import torch
+
+_PACKAGES = ("torch", "laplace-torch", "laplace-fiber")
+_RESET_PEAK = "5"  # proc(5): resets the peak resident set size of the process
+
+
+def describe() -> dict[str, str | int | None]:
+    """Versions of Python and of the packages, the machine, and PyTorch's number of threads."""
+    versions = {name: _version(name) for name in _PACKAGES}
+    machine = f"{platform.system()} {platform.machine()}, {_processor()}, {os.cpu_count()} cores"
+    return {"python": platform.python_version(), **versions, "machine": machine, "threads": torch.get_num_threads()}
+
+
+def reset_peak_memory() -> None:
+    """Start a new measurement of the peak memory of this process, where the system can (Linux)."""
+    with contextlib.suppress(OSError):
+        Path("/proc/self/clear_refs").write_text(_RESET_PEAK)
+
+
+def peak_memory_mib() -> float | None:
+    """Largest resident memory of this process in MiB since the last reset; None where the system does not tell."""
+    value = _proc_entry("/proc/self/status", "VmHWM")
+    return int(value.split()[0]) / 1024 if value else None
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _processor() -> str:
+    return _proc_entry("/proc/cpuinfo", "model name") or platform.processor() or "unknown processor"
+
+
+def _proc_entry(path: str, key: str) -> str | None:
+    """The first value behind ``key`` in a file of lines ``key: value``; None where there is none."""
+    try:
+        lines = Path(path).read_text().splitlines()
+    except OSError:
+        return None
+    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith(key)), None)

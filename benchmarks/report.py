@@ -1,0 +1,79 @@
+"""Markdown tables from the files that runs left behind."""
+
+from __future__ import annotations
+
+import json
+import math
+import statistics
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from benchmarks.style import LABELS, MEASURES, label
+
+Record = dict[str, Any]
+FILE_NAME = "report.md"
+
+
+def report(folder: Path) -> str:
+    """The tables of one experiment's ``folder``, which are also written there."""
+    records = [json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))]
+    if not records:
+        raise FileNotFoundError(f"Expected result files (*.json) in {folder}; found none. Run the experiment first.")
+    finished = [r for r in records if r["status"] == "finished"]
+    sections = [f"# Results: {folder.name}", _preamble(finished)]
+    for measure, title in MEASURES.items():
+        table = _measure_table(finished, measure)
+        if table:
+            sections.append(f"## {title}\n\n{table}")
+    failures = [f"- {r['dataset']}, {r['method']}, seed {r['seed']}: `{r['error']}`" for r in records if "error" in r]
+    if failures:
+        sections.append("## Failed runs\n\n" + "\n".join(failures))
+    text = "\n\n".join(sections) + "\n"
+    (folder / FILE_NAME).write_text(text)
+    return text
+
+
+def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A Markdown table; all columns but the first are aligned to the right."""
+    rule = ["---", *["---:"] * (len(header) - 1)]
+    return "\n".join("| " + " | ".join(row) + " |" for row in (header, rule, *rows))
+
+
+def mean_and_error(values: Sequence[float]) -> str:
+    """Mean ± standard error, the latter where there are two values or more."""
+    mean = f"{statistics.fmean(values):.3f}"
+    if len(values) < 2:
+        return mean
+    return f"{mean} ± {statistics.stdev(values) / math.sqrt(len(values)):.3f}"
+
+
+def _preamble(finished: Sequence[Record]) -> str:
+    """How to read the tables, and the environments of the runs."""
+    environments = {json.dumps(r["environment"]): r["environment"] for r in finished}
+    lines = ["Test data; mean ± standard error over seeds. In brackets: the number of seeds where some are missing."]
+    lines += ["- " + ", ".join(f"{key} {value}" for key, value in e.items()) for e in environments.values()]
+    return "\n".join(lines)
+
+
+def _measure_table(finished: Sequence[Record], measure: str) -> str | None:
+    """Methods down, data sets across; None where no run has the measure."""
+    cells: dict[tuple[str, str], list[float]] = {}
+    for record in finished:
+        value = record["metrics"]["test"].get(measure, record.get(measure))
+        if value is not None:
+            cells.setdefault((record["method"], record["dataset"]), []).append(value)
+    if not cells:
+        return None
+    most = max(len(values) for values in cells.values())
+    found = {method for method, _ in cells}
+    methods = [m for m in LABELS if m in found] + sorted(found - set(LABELS))
+    datasets = sorted({dataset for _, dataset in cells})
+    rows = [[label(m), *(_cell(cells.get((m, d), []), most) for d in datasets)] for m in methods]
+    return markdown_table(["method", *datasets], rows)
+
+
+def _cell(values: Sequence[float], expected: int) -> str:
+    if not values:
+        return "–"
+    return mean_and_error(values) + (f" ({len(values)})" if len(values) < expected else "")
