@@ -108,21 +108,26 @@ class TrainingData:
             return sum(len(y) for _, y in self._pass(0))
 
     def _pass(self, epoch: int) -> Iterator[tuple[Inputs, Tensor]]:
-        return pairs(self._batches(epoch), self.device, self.dict_key_y)
+        return pairs(batches_of(self.loader, self.seed + epoch), self.device, self.dict_key_y)
 
-    def _batches(self, epoch: int) -> Iterator[Any]:
-        # A loader shuffles and augments with the global generator: it gets a stream of its own, switched in and out.
-        stream = torch.Generator().manual_seed(self.seed + epoch).get_state()
-        batches: Iterator[Any] | None = None
-        while True:
-            with torch.random.fork_rng(devices=[]):
-                torch.set_rng_state(stream)
-                batches = iter(self.loader) if batches is None else batches
-                batch = next(batches, None)
-                stream = torch.get_rng_state()
-            if batch is None:
-                return
-            yield batch
+
+def batches_of(loader: Iterable[Any], seed: int = 0) -> Iterator[Any]:
+    """The loader's batches, shuffled and augmented from a random stream of their own.
+
+    A DataLoader draws from the global generator, even when it does not shuffle; the stream is switched in for each
+    batch and out again.
+    """
+    stream = torch.Generator().manual_seed(seed).get_state()
+    batches: Iterator[Any] | None = None
+    while True:
+        with torch.random.fork_rng(devices=[]):
+            torch.set_rng_state(stream)
+            batches = iter(loader) if batches is None else batches
+            batch = next(batches, None)
+            stream = torch.get_rng_state()
+        if batch is None:
+            return
+        yield batch
 
 
 def pairs(

@@ -25,8 +25,8 @@ from laplace_fiber.weights import Subset
 
 STATE_VERSION = 1
 
-SHARE_TOLERANCE = 1e-4
-"""A prior radius longer than the walked one by less than this is rounding."""
+SHARE_TOLERANCE = 0.05
+"""A prior radius longer than the walked one by less than this share is not worth another walk."""
 
 
 class FiberLaplace(SampledPosterior):
@@ -194,7 +194,7 @@ backend, backend_kwargs, asdl_fisher_kwargs
         if self._asked_share() > 1 + SHARE_TOLERANCE and self._data is not None:
             self.fit(self._data.loader)
 
-    def distinct_prior_precisions(self, grid: Float[Tensor, " g"]) -> Float[Tensor, " g"]:
+    def distinct_prior_precisions(self, grid: Float[Tensor, " g"]) -> Float[Tensor, " h"]:
         """The grid's values above the one at fit (by prior radius): a lower one needs a new, longer walk."""
         walked = (1 / self._require_fit().prior_precision.double()).sum()
         return grid[grid > float(self.n_params / walked)]
@@ -285,14 +285,18 @@ backend, backend_kwargs, asdl_fisher_kwargs
     def _joint(self, n_data: int) -> LogJoint:
         return LogJoint(
             self.network,
-            "regression" if self.likelihood == "regression" else "classification",
+            self._loss_likelihood,
             n_data,
             self.prior_precision_diag.detach(),
             torch.as_tensor(self.prior_mean),
-            float(self.sigma_noise),
+            float(self.sigma_noise.detach()),
             self.temperature,
             self.sampler.chunk_size or self.chunk_size,
         )
+
+    @property
+    def _loss_likelihood(self) -> str:
+        return "regression" if self.likelihood == "regression" else "classification"
 
     def _subspace_ggn(self) -> Float[Tensor, "r r"]:
         if self._ggn is None:
@@ -302,9 +306,8 @@ backend, backend_kwargs, asdl_fisher_kwargs
                     "curvature; call it once before state_dict(), or fit again."
                 )
             fitted = self._require_fit()
-            joint = self._joint(self._data.n_data)
             self._ggn = subspace_ggn(
-                self.network, fitted.subspace.origin, fitted.subspace.basis, self._data.epoch(), joint.likelihood
+                self.network, fitted.subspace.origin, fitted.subspace.basis, self._data.epoch(), self._loss_likelihood
             )
         return self._ggn
 

@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from laplace_fiber import predictive
-from laplace_fiber.data import moved, pairs
+from laplace_fiber.data import batches_of, moved, pairs
 from laplace_fiber.weights import Engine, Inputs, NetworkFunction, Subset
 
 Loss: TypeAlias = torchmetrics.Metric | Callable[..., Tensor]
@@ -230,7 +230,7 @@ backend, backend_kwargs, asdl_fisher_kwargs
     def settle_prior_precision(self) -> None:
         """Called when a prior precision has been chosen: the place for work that candidates are spared."""
 
-    def distinct_prior_precisions(self, grid: Float[Tensor, " g"]) -> Float[Tensor, " g"]:
+    def distinct_prior_precisions(self, grid: Float[Tensor, " g"]) -> Float[Tensor, " h"]:
         """The values of a grid that give different posteriors without a new fit."""
         return grid
 
@@ -255,16 +255,16 @@ backend, backend_kwargs, asdl_fisher_kwargs
     ) -> Callable[[], float]:
         def of_samples() -> float:
             total, count = 0.0, 0
-            for x, y in pairs(loader, self._device, self.dict_key_y, "val_loader"):
+            for x, y in pairs(batches_of(loader), self._device, self.dict_key_y, "val_loader"):
                 samples = self._functions(x, pred_type, n_samples, None).detach()
-                nll = predictive.negative_log_likelihood(samples, y, self.likelihood, float(self.sigma_noise))
+                nll = predictive.negative_log_likelihood(samples, y, self.likelihood, float(self.sigma_noise.detach()))
                 total, count = total + float(nll) * len(y), count + len(y)
             return total / count if count and math.isfinite(total) else math.inf
 
         def of_predictions() -> float:
             if isinstance(loss, torchmetrics.Metric):
                 loss.reset()
-            with self.network.evaluation():
+            with self.network.evaluation(), torch.random.fork_rng(devices=[]):
                 value = float(validate(self, loader, loss, pred_type, link_approx, n_samples, self.dict_key_y))
             return value if math.isfinite(value) else math.inf
 

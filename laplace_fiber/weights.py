@@ -186,7 +186,7 @@ def _tensors_in_modules(
 
 
 def _tensors_touched(
-    trainable: dict[str, nn.Parameter], index: Int[Tensor, " p"]
+    trainable: dict[str, nn.Parameter], index: Tensor
 ) -> tuple[dict[str, nn.Parameter], Int[Tensor, " p"]]:
     total = sum(p.numel() for p in trainable.values())
     if index.ndim != 1 or index.is_floating_point() or index.dtype == torch.bool or index.numel() == 0:

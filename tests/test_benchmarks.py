@@ -182,11 +182,12 @@ def test_training_depends_on_the_seed_alone_and_is_done_once(monkeypatch):
     assert torch.equal(weights(first), weights(models.train(data, 0, SHORT)))
 
 
-def test_noise_scale_is_the_residual_on_validation_data():
+def test_noise_scale_is_the_residual_on_training_and_validation_data():
     data = datasets.load("snelson", 0)
     zero = torch.nn.Linear(1, 1)
     torch.nn.init.zeros_(zero.weight), torch.nn.init.zeros_(zero.bias)
-    assert models.noise_scale(zero, data) == pytest.approx(data.val[1].square().mean().sqrt().item())
+    residuals = torch.cat([data.train[1], data.val[1]])
+    assert models.noise_scale(zero, data) == pytest.approx(residuals.square().mean().sqrt().item())
 
 
 @pytest.mark.filterwarnings("ignore:The network is not at a minimum")  # after three epochs

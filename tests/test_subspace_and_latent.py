@@ -1,0 +1,159 @@
+"""The subspace of a walk, the latent lines in it, and the four posteriors over them."""
+
+import pytest
+import torch
+
+from laplace_fiber import LatentAutoencoder, UniformPosition
+from laplace_fiber.latent import LatentLines, straightness
+from laplace_fiber.paths import FiberFit, StraightLines, WalkCurves
+from laplace_fiber.subspace import Subspace, span_of
+
+
+def random_states(n: int, t: int, p: int) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(0)
+    origin = torch.randn(p, generator=generator, dtype=torch.float64)
+    steps = torch.randn(n, t, p, generator=generator, dtype=torch.float64)
+    # Lengths over six orders of magnitude: the small ones must survive.
+    steps *= torch.logspace(0, -6, p, dtype=torch.float64)
+    return origin + torch.cat([torch.zeros(n, 1, p, dtype=torch.float64), steps.cumsum(1)], 1)
+
+
+@pytest.mark.parametrize("p", [7, 200], ids=["fewer weights than states", "more weights than states"])
+def test_basis_is_orthonormal_and_exact(p):
+    """V Vᵀ = 1 to 1e-12, and states come back from their coordinates to 1e-10 of the longest displacement."""
+    states = random_states(4, 5, p)
+    subspace, coordinates = span_of(states, relative_cutoff=1e-12)
+    r = len(subspace.basis)
+    assert r == min(p, 20)
+    torch.testing.assert_close(subspace.basis @ subspace.basis.T, torch.eye(r, dtype=torch.float64), rtol=0, atol=1e-12)
+    torch.testing.assert_close(subspace.to_weights(coordinates), states, rtol=0, atol=1e-10)
+    torch.testing.assert_close(subspace.to_coordinates(states), coordinates, rtol=0, atol=1e-10)
+    assert bool((coordinates[:, 0] == 0).all())
+    torch.testing.assert_close(coordinates.norm(dim=-1), (states - states[0, 0]).norm(dim=-1))
+
+
+def test_basis_in_float32_keeps_the_states():
+    states = random_states(4, 5, 300).float()
+    subspace, coordinates = span_of(states)
+    torch.testing.assert_close(subspace.to_weights(coordinates), states, rtol=0, atol=1e-5)
+
+
+def test_decoding_a_small_problem_reaches_machine_precision():
+    """Coordinates of 3 dimensions in a latent space of 6: the lines pass through the states to 1e-8."""
+    generator = torch.Generator().manual_seed(1)
+    directions = torch.randn(3, 1, 3, generator=generator, dtype=torch.float64)
+    coordinates = directions * torch.linspace(0, 1, 6, dtype=torch.float64)[:, None]
+    autoencoder = LatentAutoencoder(latent_size=6, width=64, n_steps=100, line_units=400, ridge=1e-14)
+    lines = autoencoder.fit(coordinates)
+    i = torch.arange(3).repeat_interleave(6)
+    decoded = lines.coordinates(i, torch.linspace(0, 1, 6, dtype=torch.float64).repeat(3))
+    torch.testing.assert_close(decoded, coordinates.flatten(0, 1), rtol=0, atol=1e-8)
+
+
+def curved_walk(n: int = 8, t: int = 15) -> torch.Tensor:
+    """Circular arcs in random planes, starting at zero."""
+    generator = torch.Generator().manual_seed(2)
+    planes = torch.linalg.qr(torch.randn(n, 12, 2, generator=generator, dtype=torch.float64))[0]
+    angle = torch.linspace(0, 1.5, t + 1, dtype=torch.float64)
+    return torch.stack([angle.sin(), 1 - angle.cos()], -1)[None] @ planes.mT
+
+
+def test_decoded_lines_follow_curved_states():
+    """Within 1 % of the walk's size at the states; the straight line misses them by far more."""
+    states = curved_walk()
+    lines = LatentAutoencoder().fit(states)
+    n, t, _ = states.shape
+    i = torch.arange(n).repeat_interleave(t)
+    s = torch.linspace(0, 1, t, dtype=torch.float64).repeat(n)
+    size = states.square().sum(-1).mean().sqrt()
+
+    def error(decoded):
+        return float((decoded - states.flatten(0, 1)).square().sum(-1).mean().sqrt() / size)
+
+    assert error(lines.coordinates(i, s)) < 0.01
+    assert error(StraightLines(states).coordinates(i, s)) > 0.1
+    assert error(WalkCurves(states).coordinates(i, s)) < 1e-12
+    assert lines.straightness > 0.95
+    assert error(LatentAutoencoder(closed_form=False).fit(states).coordinates(i, s)) > 0.01
+
+
+def test_training_repeats_and_leaves_the_global_generator_alone():
+    states, before = curved_walk(), torch.get_rng_state()
+    first, second = (LatentAutoencoder(n_steps=5, seed=3).fit(states) for _ in range(2))
+    other = LatentAutoencoder(n_steps=5, seed=4).fit(states)
+    for a, b, c in zip(first.tensors(), second.tensors(), other.tensors(), strict=True):
+        assert torch.equal(a, b)
+        assert c.ndim == 0 or not torch.equal(a, c)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.parametrize("closed_form", [True, False])
+def test_lines_survive_saving(closed_form):
+    lines = LatentAutoencoder(n_steps=3, closed_form=closed_form, line_units=50).fit(curved_walk())
+    again = LatentLines.from_tensors(lines.tensors(), lines.straightness)
+    i, s = torch.arange(8), torch.linspace(0, 1, 8, dtype=torch.float64)
+    assert torch.equal(lines.coordinates(i, s), again.coordinates(i, s))
+
+
+def test_straightness_of_known_curves():
+    angle = torch.linspace(0, torch.pi, 2001, dtype=torch.float64)
+    half_circle = torch.stack([angle.cos(), angle.sin()], -1)[None]
+    assert straightness(half_circle) == pytest.approx(2 / torch.pi, rel=1e-5)
+    assert straightness(torch.zeros(2, 3, 4)) == 1.0
+
+
+@pytest.mark.parametrize("setting", ["latent_size", "width", "n_steps", "batch_size", "learning_rate", "ridge"])
+def test_bad_settings(setting):
+    with pytest.raises(ValueError, match=f"{setting}: expected a positive number, got 0"):
+        LatentAutoencoder(**{setting: 0})
+    with pytest.raises(ValueError, match="lambda_minus: expected a number >= 0"):
+        LatentAutoencoder(lambda_minus=-1.0)
+    with pytest.raises(ValueError, match="line_units: expected at least 1 or None"):
+        LatentAutoencoder(line_units=0)
+
+
+def fit_of(states: torch.Tensor) -> FiberFit:
+    r = states.shape[-1]
+    subspace = Subspace(torch.zeros(r, dtype=torch.float64), torch.eye(r, dtype=torch.float64))
+    lines = LatentAutoencoder(n_steps=50).fit(states)
+    return FiberFit(subspace, states, lines, torch.ones(r, dtype=torch.float64))
+
+
+def test_walk_curves_interpolate_between_states():
+    states = curved_walk()
+    curves, i = WalkCurves(states), torch.tensor([2, 2, 2, 2])
+    s = torch.tensor([0.0, 1.0, 3 / 15, 3.25 / 15], dtype=torch.float64)
+    expected = torch.stack([states[2, 0], states[2, 15], states[2, 3], torch.lerp(states[2, 3], states[2, 4], 0.25)])
+    torch.testing.assert_close(curves.coordinates(i, s), expected, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("form", ["latent", "states", "line"])
+def test_positions_near_zero_give_the_map(form):
+    fit = fit_of(curved_walk())
+    samples = fit.draw(form, UniformPosition(), 1e-9, 50, torch.Generator().manual_seed(0))
+    assert float(samples.norm(dim=-1).max()) < 0.01 * float(fit.states.norm(dim=-1).max())
+
+
+def test_gaussian_has_the_mean_and_covariance_of_the_walk():
+    """100,000 draws: standard error of a covariance entry below 0.5 % of the largest."""
+    fit = fit_of(curved_walk())
+    draws = fit.draw("gaussian", UniformPosition(), 1.0, 100_000, torch.Generator().manual_seed(0))
+    t = fit.states.shape[1]
+    u = (torch.arange(t, dtype=torch.float64) + 0.5) / t
+    points = WalkCurves(fit.states).coordinates(torch.arange(8).repeat_interleave(t), u.repeat(8))
+    largest = float(points.T.cov().diagonal().max())
+    torch.testing.assert_close(draws.T.cov(), points.T.cov(), rtol=0, atol=0.02 * largest)
+    torch.testing.assert_close(draws.mean(0), points.mean(0), rtol=0, atol=0.02 * largest**0.5)
+
+
+def test_trajectories_are_drawn_uniformly_and_positions_from_the_law():
+    class Shell:
+        def quantile(self, u):
+            return torch.ones_like(u)
+
+    fit = fit_of(curved_walk())
+    draws = fit.draw("states", Shell(), 1.0, 8000, torch.Generator().manual_seed(0))
+    which = (draws[:, None] - fit.states[None, :, -1]).norm(dim=-1).argmin(1)
+    torch.testing.assert_close(draws, fit.states[which, -1], rtol=0, atol=1e-12)
+    counts = torch.bincount(which, minlength=8)
+    assert float(((counts - 1000.0) ** 2 / 1000).sum()) < 24.3  # 99.9 % quantile of chi-squared with 7 degrees
