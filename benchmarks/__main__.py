@@ -9,9 +9,8 @@ from pathlib import Path
 import torch
 
 from benchmarks import datasets
-from benchmarks.methods import METHODS
-from benchmarks.report import report
-from benchmarks.run import EXPERIMENTS, RESULTS, Run, run_all
+from benchmarks.report import report, update_readme
+from benchmarks.run import ALL_METHODS, EXPERIMENTS, RESULTS, Run, run_all
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -46,14 +45,16 @@ def _run(options: argparse.Namespace) -> int:
 def _report(options: argparse.Namespace) -> int:
     folders = [options.out / options.experiment] if options.experiment else _result_folders(options.out)
     for folder in folders:
-        print(report(folder))
+        print(report(folder, EXPERIMENTS[folder.name].part))
+    if options.readme:
+        update_readme(options.readme, options.out / "first")
     return 0
 
 
 def _list(options: argparse.Namespace) -> int:
     for name, experiment in EXPERIMENTS.items():
         print(f"experiment {name}: {', '.join(experiment.datasets)}")
-    print(f"methods: {', '.join(METHODS)}")
+        print(f"  methods: {', '.join(experiment.methods)}")
     print("data sets (snelson and snelson-gap ship with the benchmarks):")
     for name, table in datasets.TABLES.items():
         print(f"  {name}: {table.source.path} from {table.source.home}")
@@ -75,7 +76,7 @@ def _parser() -> argparse.ArgumentParser:
     command = commands.add_parser("run", help="carry out the runs of an experiment that are not finished")
     command.add_argument("experiment", choices=EXPERIMENTS)
     command.add_argument("--datasets", nargs="+", choices=datasets.NAMES)
-    command.add_argument("--methods", nargs="+", choices=METHODS)
+    command.add_argument("--methods", nargs="+", choices=ALL_METHODS)
     command.add_argument("--seeds", type=int, default=5, help="seeds 0, 1, ... (default: 5 of them)")
     command.add_argument("--quick", action="store_true", help="a trial of the machinery, with useless numbers")
     command.add_argument("--data-dir", type=Path, help="folder of the data files")
@@ -86,6 +87,7 @@ def _parser() -> argparse.ArgumentParser:
     command = commands.add_parser("report", help="print and write the tables")
     command.add_argument("experiment", nargs="?", help="default: every experiment with results")
     command.add_argument("--out", type=Path, default=RESULTS, help="folder of the results")
+    command.add_argument("--readme", type=Path, help="also write the first experiment's tables into this README")
     command.set_defaults(command=_report)
 
     command = commands.add_parser("list", help="experiments, methods, data sets and where their files come from")

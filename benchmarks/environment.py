@@ -10,13 +10,15 @@ from pathlib import Path
 
 import torch
 
-_PACKAGES = ("torch", "laplace-torch", "laplace-fiber")
+import laplace_fiber
+
+_PACKAGES = ("torch", "laplace-torch")
 _RESET_PEAK = "5"  # proc(5): resets the peak resident set size of the process
 
 
 def describe() -> dict[str, str | int | None]:
     """Versions of Python and of the packages, the machine, and PyTorch's number of threads."""
-    versions = {name: _version(name) for name in _PACKAGES}
+    versions = {name: _version(name) for name in _PACKAGES} | {"laplace-fiber": laplace_fiber.__version__}
     machine = f"{platform.system()} {platform.machine()}, {_processor()}, {os.cpu_count()} cores"
     return {"python": platform.python_version(), **versions, "machine": machine, "threads": torch.get_num_threads()}
 

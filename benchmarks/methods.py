@@ -96,15 +96,15 @@ def fit_full_laplace(
 ) -> Fitted:
     """laplace-torch's Gauss-Newton posterior over all weights: sampled, or with its linearised predictive."""
     la = FullLaplace(copy.deepcopy(model), dataset.likelihood, sigma_noise=sigma)
-    predict = functools.partial(_linearised, la) if linearised else _sampler(la, seed, effort)
-    return _fit(la, predict, dataset, lambda: _choose_prior_precision(la, predict, dataset, sigma, effort))
+    predict = functools.partial(_linearised, la) if linearised else weight_sampler(la, seed, effort)
+    return fit_posterior(la, predict, dataset, lambda: _choose_prior_precision(la, predict, dataset, sigma, effort))
 
 
 def fit_low_rank_laplace(model: nn.Module, dataset: Dataset, sigma: float, seed: int, effort: Effort = FULL) -> Fitted:
     """laplace-torch's low-rank posterior over the Gauss-Newton curvature of laplace-fiber, sampled."""
     la = low_rank_laplace(copy.deepcopy(model), dataset.likelihood, sigma_noise=sigma)
-    predict = _sampler(la, seed, effort)
-    return _fit(la, predict, dataset, lambda: _choose_prior_precision(la, predict, dataset, sigma, effort))
+    predict = weight_sampler(la, seed, effort)
+    return fit_posterior(la, predict, dataset, lambda: _choose_prior_precision(la, predict, dataset, sigma, effort))
 
 
 def fit_fiber(
@@ -131,11 +131,18 @@ def fit_fiber(
             n_samples=effort.n_samples,
         )
 
-    fitted = _fit(la, _sampler(la, seed, effort), dataset, choose)
-    if la.report is not None:
-        evaluations = la.report.gradient_evaluations * la.report.n_particles
-        fitted.info.update(gradient_evaluations=evaluations, report=asdict(la.report))
+    fitted = fit_posterior(la, weight_sampler(la, seed, effort), dataset, choose)
+    fitted.info.update(fiber_info(la))
     return fitted
+
+
+def fiber_info(la: FiberLaplace) -> dict[str, Any]:
+    """The cost of the walk, the distance of decoded samples from its states in NLL (percent), and the whole report."""
+    if la.report is None:
+        raise RuntimeError("Expected the report of a fit; got none. Call fit first.")
+    evaluations = la.report.gradient_evaluations * la.report.n_particles
+    gap = 100 * la.report.decoded_gap
+    return {"gradient_evaluations": evaluations, "decoded_gap": gap, "report": asdict(la.report)}
 
 
 METHODS: dict[str, Method] = {
@@ -151,7 +158,9 @@ METHODS: dict[str, Method] = {
 }
 
 
-def _fit(la: Any, predict: Callable[[Tensor], Prediction], dataset: Dataset, choose: Callable[[], None]) -> Fitted:
+def fit_posterior(
+    la: Any, predict: Callable[[Tensor], Prediction], dataset: Dataset, choose: Callable[[], None]
+) -> Fitted:
     """Fit ``la`` to the training data, then let ``choose`` set its prior precision."""
     start = time.perf_counter()
     la.fit(_loader(dataset.train))
@@ -191,7 +200,7 @@ def _choose_prior_precision(
     la.prior_precision = min(losses, key=losses.__getitem__)
 
 
-def _sampler(la: Any, seed: int, effort: Effort) -> Callable[[Tensor], Tensor]:
+def weight_sampler(la: Any, seed: int, effort: Effort) -> Callable[[Tensor], Tensor]:
     """Predictions from samples of the weights, (s, b, c): class probabilities or function values."""
 
     def predict(x: Tensor) -> Tensor:

@@ -10,20 +10,21 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.style import LABELS, MEASURES, label
+from benchmarks.variants import VARIANTS
 
 Record = dict[str, Any]
 FILE_NAME = "report.md"
+README_MARKS = ("<!-- results -->", "<!-- /results -->")
+README_MEASURES = ("nll", "ece", "fit_seconds")
 
 
-def report(folder: Path) -> str:
-    """The tables of one experiment's ``folder``, which are also written there."""
-    records = [json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))]
-    if not records:
-        raise FileNotFoundError(f"Expected result files (*.json) in {folder}; found none. Run the experiment first.")
+def report(folder: Path, part: str = "test") -> str:
+    """The tables of one experiment's ``folder`` on a part of the data, which are also written there."""
+    records = _records(folder)
     finished = [r for r in records if r["status"] == "finished"]
-    sections = [f"# Results: {folder.name}", _preamble(finished)]
+    sections = [f"# Results: {folder.name}", _preamble(finished, part)]
     for measure, title in MEASURES.items():
-        table = _measure_table(finished, measure)
+        table = _measure_table(finished, measure, part)
         if table:
             sections.append(f"## {title}\n\n{table}")
     failures = [f"- {r['dataset']}, {r['method']}, seed {r['seed']}: `{r['error']}`" for r in records if "error" in r]
@@ -32,6 +33,30 @@ def report(folder: Path) -> str:
     text = "\n\n".join(sections) + "\n"
     (folder / FILE_NAME).write_text(text)
     return text
+
+
+def readme_block(folder: Path, part: str = "test") -> str:
+    """What the README shows of an experiment: the tables of ``README_MEASURES``."""
+    finished = [r for r in _records(folder) if r["status"] == "finished"]
+    seeds = len({r["seed"] for r in finished})
+    tables = (f"{MEASURES[m]}:\n\n{_measure_table(finished, m, part)}" for m in README_MEASURES)
+    lead = f"{part.capitalize()} data, mean ± standard error over {seeds} splits and networks."
+    return "\n\n".join((README_MARKS[0], lead, *tables, README_MARKS[1]))
+
+
+def update_readme(readme: Path, folder: Path) -> None:
+    """Write the README's results anew, between their marks.
+
+    Raises
+    ------
+    ValueError
+        The file does not have the marks.
+    """
+    before, found, rest = readme.read_text().partition(README_MARKS[0])
+    _, ended, after = rest.partition(README_MARKS[1])
+    if not (found and ended):
+        raise ValueError(f"Expected the lines {README_MARKS} in {readme}; got no such place for the results.")
+    readme.write_text(before + readme_block(folder) + after)
 
 
 def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -48,26 +73,36 @@ def mean_and_error(values: Sequence[float]) -> str:
     return f"{mean} ± {statistics.stdev(values) / math.sqrt(len(values)):.3f}"
 
 
-def _preamble(finished: Sequence[Record]) -> str:
+def _records(folder: Path) -> list[Record]:
+    records = [json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))]
+    if not records:
+        raise FileNotFoundError(f"Expected result files (*.json) in {folder}; found none. Run the experiment first.")
+    return records
+
+
+def _preamble(finished: Sequence[Record], part: str) -> str:
     """How to read the tables, and the environments of the runs."""
     environments = {json.dumps(r["environment"]): r["environment"] for r in finished}
-    lines = ["Test data; mean ± standard error over seeds. In brackets: the number of seeds where some are missing."]
+    lines = [
+        f"{part.capitalize()} data; mean ± standard error over seeds. "
+        "In brackets: the number of seeds where some are missing."
+    ]
     lines += ["- " + ", ".join(f"{key} {value}" for key, value in e.items()) for e in environments.values()]
     return "\n".join(lines)
 
 
-def _measure_table(finished: Sequence[Record], measure: str) -> str | None:
+def _measure_table(finished: Sequence[Record], measure: str, part: str) -> str | None:
     """Methods down, data sets across; None where no run has the measure."""
     cells: dict[tuple[str, str], list[float]] = {}
     for record in finished:
-        value = record["metrics"]["test"].get(measure, record.get(measure))
+        value = record["metrics"][part].get(measure, record.get(measure, record["settings"].get(measure)))
         if value is not None:
             cells.setdefault((record["method"], record["dataset"]), []).append(value)
     if not cells:
         return None
     most = max(len(values) for values in cells.values())
     found = {method for method, _ in cells}
-    methods = [m for m in LABELS if m in found] + sorted(found - set(LABELS))
+    methods = [m for m in (*LABELS, *VARIANTS) if m in found] + sorted(found - set(LABELS) - set(VARIANTS))
     datasets = sorted({dataset for _, dataset in cells})
     rows = [[label(m), *(_cell(cells.get((m, d), []), most) for d in datasets)] for m in methods]
     return markdown_table(["method", *datasets], rows)

@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import torch
 from torch import nn
@@ -25,6 +25,7 @@ from benchmarks.datasets import Dataset, load
 from benchmarks.methods import FULL, METHODS, QUICK, Effort, Fitted
 from benchmarks.metrics import evaluate
 from benchmarks.models import Training, noise_scale, train, training_for
+from benchmarks.variants import VARIANT_METHODS
 
 RESULTS = Path(__file__).parent / "results"
 PREDICT_INPUTS = 1000
@@ -33,16 +34,20 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Experiment:
-    """The data sets and methods that belong together in one set of tables."""
+    """The data sets and methods that belong together in one set of tables, and the part of the data these show."""
 
     datasets: tuple[str, ...]
     methods: tuple[str, ...]
+    part: Literal["test", "validation"] = "test"
+
+
+ALL_METHODS = METHODS | VARIANT_METHODS
+_FIRST = ("snelson", "snelson-gap", "banana", "australian", "glass", "ionosphere")
 
 
 EXPERIMENTS = {
-    "first": Experiment(
-        datasets=("snelson", "snelson-gap", "banana", "australian", "glass", "ionosphere"), methods=tuple(METHODS)
-    )
+    "first": Experiment(_FIRST, tuple(METHODS)),
+    "defaults": Experiment((*_FIRST, "breast", "waveform"), tuple(VARIANT_METHODS), part="validation"),
 }
 
 
@@ -140,7 +145,7 @@ def _results(run: Run) -> dict[str, Any]:
     dataset, model = run.problem()
     sigma = noise_scale(model, dataset)
     environment.reset_peak_memory()
-    fitted = METHODS[run.method](model, dataset, sigma, run.seed, run.effort)
+    fitted = ALL_METHODS[run.method](model, dataset, sigma, run.seed, run.effort)
     measured = measure(fitted, dataset, sigma)
     settings = {"sigma_noise": sigma, "training": asdict(run.training), "effort": asdict(run.effort), **fitted.info}
     return {**measured, "peak_memory_mib": environment.peak_memory_mib(), "settings": settings}

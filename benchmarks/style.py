@@ -35,6 +35,8 @@ MEASURES = {
     "accuracy": "Accuracy",
     "rmse": "RMSE",
     "spread_ratio": "Spread outside / inside",
+    "decoded_gap": "Decoded samples against the walk's states, training NLL (%)",
+    "gradient_evaluations": "Gradient evaluations",
     "fit_seconds": "Fit seconds",
     "predict_seconds": "Predict seconds (1000 inputs)",
 }

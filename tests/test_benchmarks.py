@@ -13,7 +13,8 @@ from torch.distributions import Normal
 from benchmarks import datasets, metrics, models, run
 from benchmarks.__main__ import main
 from benchmarks.methods import METHODS, QUICK, Fitted
-from benchmarks.report import mean_and_error, report
+from benchmarks.report import mean_and_error, readme_block, report
+from benchmarks.variants import VARIANT_METHODS
 
 SHORT = models.Training(epochs=3)
 
@@ -191,13 +192,13 @@ def test_noise_scale_is_the_residual_on_training_and_validation_data():
 
 
 @pytest.mark.filterwarnings("ignore:The network is not at a minimum")  # after three epochs
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", [*METHODS, "reach-half"])
 def test_methods_leave_the_network_alone_and_repeat_themselves(method, monkeypatch):
     monkeypatch.setitem(models._NETWORKS, "snelson", models.Network((8,), "relu"))
     data = datasets.load("snelson", 0)
     model = models.train(data, 0, SHORT)
     before, state = weights(model).clone(), torch.get_rng_state()
-    fitted = METHODS[method](model, data, 0.3, 0, QUICK)
+    fitted = (METHODS | VARIANT_METHODS)[method](model, data, 0.3, 0, QUICK)
     first, second = (metrics.evaluate(fitted.predict(data.test[0]), data.test[1], 0.3) for _ in range(2))
     assert first == second
     assert torch.equal(before, weights(model))
@@ -218,7 +219,7 @@ def fake(monkeypatch):
         return Fitted(lambda x: torch.zeros(1, len(x), 1), 0.25, {"prior_precision": 1.0})
 
     fit.calls, fit.broken = 0, False
-    monkeypatch.setitem(METHODS, "fake", fit)
+    monkeypatch.setitem(run.ALL_METHODS, "fake", fit)
     return fit
 
 
@@ -272,12 +273,17 @@ def test_report_gives_mean_and_standard_error(tmp_path):
             "status": "finished",
             "environment": {"torch": "1"},
         }
-        record |= {"metrics": {"test": {"nll": nll}}, "fit_seconds": 1.0, "predict_seconds": 0.5}
+        record |= {"metrics": {"test": {"nll": nll}}, "settings": {}, "fit_seconds": 1.0, "predict_seconds": 0.5}
         (tmp_path / f"{seed}.json").write_text(json.dumps(record))
     text = report(tmp_path)
     assert f"| MAP | 2.000 ± {1 / math.sqrt(3):.3f} |" in text
     assert text == (tmp_path / "report.md").read_text()
     assert mean_and_error([1.5]) == "1.500"
+
+
+def test_the_readme_shows_the_committed_results():
+    readme = (run.RESULTS.parent.parent / "README.md").read_text()
+    assert readme_block(run.RESULTS / "first") in readme
 
 
 def test_command_line_lists_and_reports(capsys, tmp_path):

@@ -1,0 +1,77 @@
+"""FiberLaplace with one setting changed at a time: the evidence behind its defaults, on validation data."""
+
+from __future__ import annotations
+
+import copy
+import functools
+import math
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import nn
+
+from benchmarks.datasets import Dataset
+from benchmarks.methods import FULL, Effort, Fitted, Method, fiber_info, fit_posterior, weight_sampler
+from laplace_fiber import FiberLaplace, FixedRefinement, LatentAutoencoder, RefineToLevel, TrajectorySampler
+from laplace_fiber.paths import PosteriorForm
+
+
+@dataclass(frozen=True)
+class Variant:
+    """What differs from the defaults; ``reach`` counts prior radii."""
+
+    walk: dict[str, Any] = field(default_factory=dict)
+    autoencoder: dict[str, Any] = field(default_factory=dict)
+    prior_precision: float = 1.0
+    reach: float | None = None
+    posterior: PosteriorForm = "latent"
+
+
+_PAPER_DECODER = {"closed_form": False, "n_steps": 1500, "batch_size": 256, "learning_rate": 1e-3}
+
+VARIANTS = {
+    "default": Variant(),
+    "states": Variant(posterior="states"),
+    "level-0.1": Variant({"refinement": RefineToLevel(0.1)}),
+    "level-0.4": Variant({"refinement": RefineToLevel(0.4)}),
+    "steps-5-spectral": Variant({"refinement": FixedRefinement(5)}),
+    "steps-20-spectral": Variant({"refinement": FixedRefinement(20)}),
+    "steps-5-monotone": Variant({"refinement": FixedRefinement(5), "descent": "monotone"}),
+    "steps-20-monotone": Variant({"refinement": FixedRefinement(20), "descent": "monotone"}),
+    "steps-5-plain": Variant({"refinement": FixedRefinement(5), "descent": "plain"}),
+    "reach-half": Variant(reach=0.5),
+    "reach-double": Variant(reach=2.0),
+    "drifts-20": Variant({"n_steps": 20}),
+    "drifts-80": Variant({"n_steps": 80}),
+    "particles-8": Variant({"n_particles": 8}),
+    "precision-0.1": Variant(prior_precision=0.1),
+    "precision-10": Variant(prior_precision=10.0),
+    "latent-size-8": Variant(autoencoder={"latent_size": 8}),
+    "lambda-minus-0.1": Variant(autoencoder={"lambda_minus": 0.1}),
+    "decoder-by-gradients": Variant(autoencoder=_PAPER_DECODER),
+}
+
+
+def fit_variant(
+    model: nn.Module, dataset: Dataset, sigma: float, seed: int, effort: Effort = FULL, *, variant: Variant
+) -> Fitted:
+    """FiberLaplace with the variant's settings, as fitted: nothing is chosen on validation data."""
+    n_params = sum(p.numel() for p in model.parameters())
+    reach = None if variant.reach is None else variant.reach * math.sqrt(n_params / variant.prior_precision)
+    la = FiberLaplace(
+        copy.deepcopy(model),
+        dataset.likelihood,
+        sigma_noise=sigma,
+        prior_precision=variant.prior_precision,
+        posterior=variant.posterior,
+        sampler=TrajectorySampler(**{"seed": seed, "reach": reach, **variant.walk, **effort.walk}),
+        autoencoder=LatentAutoencoder(**{"seed": seed, **variant.autoencoder, **effort.autoencoder}),
+    )
+    fitted = fit_posterior(la, weight_sampler(la, seed, effort), dataset, choose=lambda: None)
+    fitted.info.update(fiber_info(la))
+    return fitted
+
+
+VARIANT_METHODS: dict[str, Method] = {
+    name: functools.partial(fit_variant, variant=variant) for name, variant in VARIANTS.items()
+}
