@@ -13,7 +13,7 @@ import torchmetrics
 from jaxtyping import Float
 from laplace.baselaplace import BaseLaplace
 from laplace.curvature import CurvatureInterface
-from laplace.utils import validate
+from laplace.utils import Likelihood, validate
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from tqdm import tqdm
@@ -21,6 +21,8 @@ from tqdm import tqdm
 from laplace_fiber import predictive
 from laplace_fiber.data import batches_of, moved, pairs
 from laplace_fiber.weights import Engine, Inputs, NetworkFunction, Subset
+
+LIKELIHOODS = tuple(kind.value for kind in Likelihood)
 
 Loss: TypeAlias = torchmetrics.Metric | Callable[..., Tensor]
 
@@ -67,6 +69,8 @@ backend, backend_kwargs, asdl_fisher_kwargs
         engine: Engine = "auto",
         chunk_size: int | None = None,
     ) -> None:
+        if likelihood not in LIKELIHOODS:
+            raise ValueError(f"likelihood: expected one of {LIKELIHOODS}, got {likelihood!r}.")
         network = NetworkFunction(model, subset, engine)
         super().__init__(
             model,
@@ -108,8 +112,14 @@ backend, backend_kwargs, asdl_fisher_kwargs
 
     @prior_precision.setter
     def prior_precision(self, value: float | Tensor) -> None:
-        if not bool(torch.all(torch.isfinite(torch.as_tensor(value)) & (torch.as_tensor(value) > 0))):
+        values = torch.as_tensor(value).detach()
+        if not bool(torch.all(torch.isfinite(values) & (values > 0))):
             raise ValueError(f"prior_precision: expected positive finite values, got {value}.")
+        if values.ndim > 1 or values.numel() not in (1, self.n_layers, self.n_params):
+            raise ValueError(
+                f"prior_precision: expected one value, {self.n_layers} (one per weight tensor) or {self.n_params} (one "
+                f"per moving weight), got shape {tuple(values.shape)}."
+            )
         BaseLaplace.prior_precision.fset(self, value)
 
     def __call__(

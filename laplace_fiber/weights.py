@@ -19,7 +19,7 @@ Inputs: TypeAlias = Tensor | MutableMapping[str, Any]
 """What a network takes: a tensor, or the dict-like batch of a Hugging Face model."""
 
 Subset: TypeAlias = Literal["all", "last_layer"] | Sequence[str] | Tensor
-"""Which weights move: all, the last layer's, those of named modules, or a vector of indices into all trainable ones."""
+"""Which weights move: all, the last layer's, those of named modules, or indices (or a mask) of all trainable ones."""
 
 Engine: TypeAlias = Literal["auto", "vmap", "loop"]
 """How several weight vectors are evaluated: batched, one after another, or whichever suits the network."""
@@ -189,10 +189,12 @@ def _tensors_touched(
     trainable: dict[str, nn.Parameter], index: Tensor
 ) -> tuple[dict[str, nn.Parameter], Int[Tensor, " p"]]:
     total = sum(p.numel() for p in trainable.values())
+    if index.dtype == torch.bool and index.shape == (total,):
+        index = index.nonzero().flatten()
     if index.ndim != 1 or index.is_floating_point() or index.dtype == torch.bool or index.numel() == 0:
         raise ValueError(
-            f"subset: expected a non-empty vector of integer indices, got shape {tuple(index.shape)} of {index.dtype}; "
-            "turn a mask into indices with mask.nonzero().flatten()."
+            f"subset: expected a non-empty vector of integer indices, or a mask of all {total} trainable weights, got "
+            f"shape {tuple(index.shape)} of {index.dtype}."
         )
     index = index.to("cpu", torch.int64)
     if int(index.min()) < 0 or int(index.max()) >= total or index.unique().numel() != index.numel():

@@ -186,6 +186,32 @@ def test_dict_batches():
     torch.testing.assert_close(wrapped({"input_ids": x}), plain(x))
 
 
+def test_mini_batches_and_data_sets_without_length():
+    class Stream(torch.utils.data.IterableDataset):
+        def __iter__(self):
+            return iter(data.dataset)
+
+    model, data = classifier()
+    stream = torch.utils.data.DataLoader(Stream(), batch_size=8)
+    la = fitted(model, stream, sampler=TrajectorySampler(n_particles=4, n_steps=6, batch="loader"))
+    assert la.n_data == 40
+    x, y = data.dataset.tensors
+    assert float(nn.functional.nll_loss(la(x).log(), y)) < math.log(3)
+    assert float(la.log_likelihood) == pytest.approx(-40 * la.report.nll_map)
+
+
+def test_convolutional_network():
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.ReLU(), nn.Flatten(), nn.Linear(18, 2))
+    generator = torch.Generator().manual_seed(0)
+    y = torch.arange(20) % 2
+    x = torch.randn(20, 1, 5, 5, generator=generator) + y[:, None, None, None]
+    la = fitted(model, loader(x, y), subset=["0", "4"])
+    assert la(x).shape == (20, 2)
+    assert float(la.log_marginal_likelihood()) < 0
+
+
 # --- prior precision and evidence ------------------------------------------------------------------------------------
 
 
@@ -416,10 +442,10 @@ def test_errors_before_fit():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"likelihood": "poisson"}, "Invalid likelihood type poisson"),
+        ({"likelihood": "poisson"}, r"likelihood: expected one of .*, got 'poisson'"),
         ({"sigma_noise": 0.5}, "Sigma noise != 1 only available for regression"),
         ({"prior_precision": -1.0}, "prior_precision: expected positive finite values, got -1"),
-        ({"prior_precision": torch.ones(7)}, "Length of prior precision does not align"),
+        ({"prior_precision": torch.ones(7)}, r"expected one value, 4 .one per weight tensor. or 33 .*got shape \(7,\)"),
         ({"prior_mean": torch.ones(7)}, "Invalid length of prior mean"),
         ({"temperature": 0.0}, "expected temperature and sigma_noise > 0"),
         ({"posterior": "cubic"}, "posterior: expected one of"),

@@ -40,6 +40,14 @@ def test_subsets_move_their_weights_and_no_others(subset):
         torch.testing.assert_close(network.many(theta.repeat(3, 1), x), changed(x).expand(3, -1, -1))
 
 
+def test_a_mask_is_its_indices():
+    model, _ = classifier()
+    mask = torch.arange(33) % 4 == 1
+    by_mask, by_index = NetworkFunction(model, mask), NetworkFunction(model, mask.nonzero().flatten())
+    assert torch.equal(by_mask.theta(), by_index.theta())
+    assert by_mask.n_params == int(mask.sum())
+
+
 def test_frozen_weights_do_not_move():
     model, _ = classifier()
     model[0].weight.requires_grad_(False)
@@ -114,7 +122,7 @@ def test_last_layer_must_run_last():
         ("first", "expected 'all', 'last_layer', a list of module names or an index tensor, got 'first'"),
         (["nowhere"], r"no module named \['nowhere'\] in the model; its modules are"),
         (["1"], "expected trainable weights in"),
-        (torch.tensor([True, False]), "turn a mask into indices"),
+        (torch.tensor([True, False]), "or a mask of all 33 trainable weights, got shape"),
         (torch.tensor([0, 0]), "expected distinct indices in"),
         (torch.tensor([10_000]), "expected distinct indices in"),
     ],
