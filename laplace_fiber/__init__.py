@@ -7,6 +7,7 @@ Importing this package registers its flavours with laplace-torch, so that
 from laplace_fiber.curvature import LanczosGGN, low_rank_laplace
 from laplace_fiber.fiber import FiberLaplace
 from laplace_fiber.fit_report import FitReport
+from laplace_fiber.flavours import LastLayerFiber
 from laplace_fiber.latent import LatentAutoencoder
 from laplace_fiber.paths import PositionLaw, UniformPosition
 from laplace_fiber.posterior import SampledPosterior
@@ -20,6 +21,7 @@ __all__ = [
     "FitReport",
     "FixedRefinement",
     "LanczosGGN",
+    "LastLayerFiber",
     "LatentAutoencoder",
     "PositionLaw",
     "RefineToLevel",

@@ -24,20 +24,29 @@ EIGENVALUE_FLOOR = 1e-6
 
 
 def subspace_jacobian(
-    network: NetworkFunction, theta: Float[Tensor, " p"], basis: Float[Tensor, "r p"], x: Inputs, chunk_size: int = 64
-) -> tuple[Float[Tensor, "b c r"], Float[Tensor, "b c"]]:
-    """J(x) Vᵀ and f(θ, x): one Jacobian-vector product per basis vector, ``chunk_size`` of them at a time."""
+    network: NetworkFunction,
+    theta: Float[Tensor, " p"],
+    directions: Float[Tensor, "r p"],
+    x: Inputs,
+    chunk_size: int = 64,
+    keep_graph: bool = False,
+    **model_kwargs: Any,
+) -> tuple[Float[Tensor, "b *c r"], Float[Tensor, "b *c"]]:
+    """J(x) Vᵀ and f(θ, x): one Jacobian-vector product per row of V, ``chunk_size`` of them at a time.
+
+    ``keep_graph`` leaves both differentiable with respect to ``x``.
+    """
 
     def product(v: Tensor) -> Tensor:
-        tangent: Tensor = jvp(lambda t: network.one(t, x), (theta,), (v,))[1]
+        tangent: Tensor = jvp(lambda t: network.one(t, x, **model_kwargs), (theta,), (v,))[1]
         return tangent
 
-    with torch.no_grad(), network.evaluation():
-        outputs = network.one(theta, x)
+    with torch.set_grad_enabled(keep_graph), network.evaluation():
+        outputs = network.one(theta, x, **model_kwargs)
         if network.resolved_engine() == "loop":
-            tangents = torch.stack([product(v) for v in basis])
+            tangents = torch.stack([product(v) for v in directions])
         else:
-            tangents = vmap(product, chunk_size=chunk_size)(basis)
+            tangents = vmap(product, chunk_size=chunk_size)(directions)
     return tangents.movedim(0, -1), outputs
 
 

@@ -8,17 +8,18 @@ from typing import Any
 
 import torch
 from jaxtyping import Float
-from laplace.baselaplace import BaseLaplace
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from laplace_fiber.curvature import log_determinant_ratio, subspace_ggn
 from laplace_fiber.data import TrainingData
+from laplace_fiber.fiber_fit import FiberFit
 from laplace_fiber.fit_report import FitReport, report_on
 from laplace_fiber.latent import LatentAutoencoder
 from laplace_fiber.log_joint import LogJoint, check_shapes
-from laplace_fiber.paths import FORMS, FiberFit, PositionLaw, PosteriorForm, UniformPosition
+from laplace_fiber.paths import FORMS, PositionLaw, PosteriorForm, UniformPosition
 from laplace_fiber.posterior import SampledPosterior
+from laplace_fiber.state import checked_origin
 from laplace_fiber.subspace import span_of
 from laplace_fiber.trajectories import TrajectorySampler
 from laplace_fiber.weights import Subset
@@ -149,7 +150,9 @@ backend, backend_kwargs, asdl_fisher_kwargs
             loss = sum(float(joint.losses(theta[None], batch).detach()) for batch in data.epoch())
         self.mean, self.loss = theta, loss
         self.n_data, self.n_outputs = data.n_data, outputs.shape[-1]
-        self._fitted = FiberFit(subspace, states, lines, self.prior_precision_diag.clone())
+        self._fitted = FiberFit(
+            subspace, states, lines, joint.prior_precision.clone(), joint.sigma_noise, joint.temperature
+        )
         self._ggn, self._data = None, data
         self.report = report
         for message in report.warnings:
@@ -174,13 +177,22 @@ backend, backend_kwargs, asdl_fisher_kwargs
         """
         generator = self._generator(generator, n_samples, self.sampler.seed)
         fitted, share = self._require_fit(), self.walk_share
+        fitted.warn_of_changes(float(self.sigma_noise.detach()), self.temperature)
         coordinates = fitted.draw(self.posterior, self.position, share, n_samples, generator)
         return fitted.subspace.to_weights(coordinates)
+
+    def spread_factor(self) -> Float[Tensor, "k p"]:
+        """L with Lᵀ L the posterior's second moment of the weights about the MAP, exact up to quadrature in s."""
+        fitted = self._require_fit()
+        points = fitted.points(self.posterior, self.position, self.walk_share)
+        if len(points) > points.shape[1]:
+            points = torch.linalg.qr(points, mode="r").R * (points.shape[1] / len(points)) ** 0.5
+        return points @ fitted.subspace.basis / len(points) ** 0.5
 
     @property
     def walk_share(self) -> float:
         """Share ρ ≤ 1 of the walk that the present prior precision uses: its prior radius over that at fit."""
-        share = self._asked_share()
+        share = self._require_fit().asked_share(self.prior_precision_diag)
         if share > 1 + SHARE_TOLERANCE:
             warnings.warn(
                 f"prior_precision is below its value at fit: it asks for {share:.2f} times the walk's reach. The whole "
@@ -191,7 +203,7 @@ backend, backend_kwargs, asdl_fisher_kwargs
 
     def settle_prior_precision(self) -> None:
         """Walk again if the chosen precision asks for a longer walk and the training data are at hand."""
-        if self._asked_share() > 1 + SHARE_TOLERANCE and self._data is not None:
+        if self._require_fit().asked_share(self.prior_precision_diag) > 1 + SHARE_TOLERANCE and self._data is not None:
             self.fit(self._data.loader)
 
     def distinct_prior_precisions(self, grid: Float[Tensor, " g"]) -> Float[Tensor, " h"]:
@@ -208,7 +220,7 @@ backend, backend_kwargs, asdl_fisher_kwargs
         the Gauss-Newton matrix at the MAP. Differentiable in both arguments, which are stored when given. The first
         call after a fit passes once over the training data for each of the subspace's dimensions.
         """
-        self._check_fitted()
+        self._require_mean()
         if prior_precision is not None:
             self.prior_precision = prior_precision
         if sigma_noise is not None:
@@ -227,10 +239,7 @@ backend, backend_kwargs, asdl_fisher_kwargs
         """
         fitted = self._require_fit()
         return {
-            "cls_name": type(self).__name__,
-            "version": STATE_VERSION,
-            "weights": list(self.network.names),
-            "likelihood": str(self.likelihood),
+            **self._identity(),
             "mean": self.mean,
             **fitted.to_state(),
             "ggn": self._ggn,
@@ -253,34 +262,14 @@ backend, backend_kwargs, asdl_fisher_kwargs
         ValueError
             Another class, version, likelihood or set of weights, or a model whose trained weights differ.
         """
-        expected = {
-            "cls_name": type(self).__name__,
-            "version": STATE_VERSION,
-            "weights": list(self.network.names),
-            "likelihood": str(self.likelihood),
-        }
-        for key, value in expected.items():
-            if state_dict.get(key) != value:
-                raise ValueError(f"load_state_dict: expected {key} {value!r}, got {state_dict.get(key)!r}.")
-        here = self.network.theta()
-        mean = state_dict["mean"].to(here)
-        if mean.shape != here.shape or not torch.allclose(mean, here, rtol=1e-4, atol=1e-6):
-            raise ValueError(
-                f"load_state_dict: expected the {len(mean)} trained weights that the state was fitted at, got a model "
-                "with others; load the model's own state_dict first."
-            )
+        mean = checked_origin(state_dict, self._identity(), self.network.theta())
         for name in ("prior_precision", "prior_mean", "sigma_noise", "temperature", "loss", "n_data", "n_outputs"):
             setattr(self, name, state_dict[name])
         self.mean, self.posterior = mean, state_dict["posterior"]
         self.sampler = dataclasses.replace(self.sampler, seed=state_dict["seed"])
         self._fitted = FiberFit.from_state(state_dict, mean)
-        self._ggn = None if state_dict["ggn"] is None else state_dict["ggn"].to(here.device)
+        self._ggn = None if state_dict["ggn"] is None else state_dict["ggn"].to(mean.device)
         self._data = self.report = None
-
-    def _asked_share(self) -> float:
-        """The present prior radius √(Σ 1/τ) over that at fit."""
-        present, walked = self.prior_precision_diag.double(), self._require_fit().prior_precision.double()
-        return float(((1 / present).sum() / (1 / walked).sum()).sqrt())
 
     def _joint(self, n_data: int) -> LogJoint:
         return LogJoint(
@@ -293,6 +282,16 @@ backend, backend_kwargs, asdl_fisher_kwargs
             self.temperature,
             self.sampler.chunk_size or self.chunk_size,
         )
+
+    def _identity(self) -> dict[str, Any]:
+        """What a saved state and the object that loads it must agree on."""
+        return {
+            "cls_name": type(self).__name__,
+            "version": STATE_VERSION,
+            "likelihood": str(self.likelihood),
+            "weights": list(self.network.names),
+            "n_params": self.n_params,
+        }
 
     @property
     def _loss_likelihood(self) -> str:
@@ -312,16 +311,7 @@ backend, backend_kwargs, asdl_fisher_kwargs
         return self._ggn
 
     def _require_fit(self) -> FiberFit:
-        self._check_fitted()
+        self._require_mean()
         if self._fitted is None:  # mean and fit are set together
             raise RuntimeError("FiberLaplace has a mean but no fit: call fit(train_loader).")
         return self._fitted
-
-
-class _LastLayerFlavour(BaseLaplace):  # type: ignore[misc]
-    """The entry of laplace-torch's table for ``("last_layer", "fiber")``: constructs a FiberLaplace of that subset."""
-
-    _key = ("last_layer", "fiber")
-
-    def __new__(cls, *args: Any, **kwargs: Any) -> FiberLaplace:
-        return FiberLaplace(*args, subset="last_layer", **kwargs)

@@ -7,14 +7,11 @@ the Gaussian keeps only the mean and covariance of such points.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol, TypeAlias, runtime_checkable
+from typing import Literal, Protocol, TypeAlias, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
-
-from laplace_fiber.latent import LatentLines
-from laplace_fiber.subspace import Subspace
 
 PosteriorForm: TypeAlias = Literal["latent", "states", "line", "gaussian"]
 """Curves of the posterior: decoded latent lines (the paper's), the walk's own states joined linearly, straight lines
@@ -75,74 +72,3 @@ class StraightLines:
     def coordinates(self, trajectory: Int[Tensor, " s"], s: Float[Tensor, " s"]) -> Float[Tensor, "s r"]:
         """The share s of the way (the MAP has coordinates zero)."""
         return s.to(self.states)[:, None] * self.states[trajectory, -1]
-
-
-@dataclass(frozen=True)
-class FiberFit:
-    """What a fit leaves behind: everything that samples are drawn from.
-
-    Attributes
-    ----------
-    subspace
-        The span of the walk.
-    states
-        Coordinates of its states; ``states[:, 0]`` is the MAP.
-    lines
-        The latent lines.
-    prior_precision
-        τ per weight during the walk, whose radius set its reach.
-    """
-
-    subspace: Subspace
-    states: Float[Tensor, "n t r"]
-    lines: LatentLines
-    prior_precision: Float[Tensor, " p"]
-
-    def draw(
-        self, form: PosteriorForm, law: PositionLaw, upto: float, n_samples: int, generator: torch.Generator
-    ) -> Float[Tensor, "s r"]:
-        """Coordinates of independent samples, with positions from the law shortened to [0, upto]."""
-        if form == "gaussian":
-            return self._draw_gaussian(law, upto, n_samples, generator)
-        curves: dict[str, Curves] = {
-            "latent": self.lines,
-            "states": WalkCurves(self.states),
-            "line": StraightLines(self.states),
-        }
-        device = generator.device
-        trajectory = torch.randint(len(self.states), (n_samples,), generator=generator, device=device)
-        s = upto * law.quantile(torch.rand(n_samples, generator=generator, device=device))
-        return curves[form].coordinates(trajectory, s.to(self.states))
-
-    def _draw_gaussian(
-        self, law: PositionLaw, upto: float, n_samples: int, generator: torch.Generator
-    ) -> Float[Tensor, "s r"]:
-        # The walk's points at as many quantiles of the law as it has states stand for the posterior over "states".
-        n, t, _ = self.states.shape
-        u = (torch.arange(t, device=self.states.device, dtype=self.states.dtype) + 0.5) / t
-        trajectory = torch.arange(n, device=self.states.device).repeat_interleave(t)
-        points = WalkCurves(self.states).coordinates(trajectory, (upto * law.quantile(u)).repeat(n))
-        mean = points.mean(0)
-        mixing = torch.randn(n_samples, n * t, generator=generator, device=generator.device, dtype=self.states.dtype)
-        return mean + mixing @ (points - mean) / (n * t - 1) ** 0.5
-
-    def to_state(self) -> dict[str, Any]:
-        """As tensors, lists of them and numbers; the origin is left to the owner."""
-        return {
-            "basis": self.subspace.basis,
-            "states": self.states,
-            "lines": self.lines.tensors(),
-            "straightness": self.lines.straightness,
-            "fitted_prior_precision": self.prior_precision,
-        }
-
-    @staticmethod
-    def from_state(state: dict[str, Any], origin: Float[Tensor, " p"]) -> FiberFit:
-        """The inverse of :meth:`to_state`, on the origin's device."""
-        device = origin.device
-        return FiberFit(
-            Subspace(origin, state["basis"].to(device)),
-            state["states"].to(device),
-            LatentLines.from_tensors([t.to(device) for t in state["lines"]], state["straightness"]),
-            state["fitted_prior_precision"].to(device),
-        )

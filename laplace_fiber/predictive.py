@@ -46,7 +46,7 @@ def mean_and_variance(samples: Float[Tensor, "s b *c"]) -> tuple[Float[Tensor, "
 
 
 def negative_log_likelihood(
-    samples: Float[Tensor, "s b *c"], y: Tensor, likelihood: str, sigma_noise: float = 1.0
+    samples: Float[Tensor, "s b *c"], y: Tensor, likelihood: str, sigma_noise: Tensor | float = 1.0
 ) -> Float[Tensor, ""]:
     """−log of the averaged predictive density of y, mean over points (regression: a mixture of Gaussians)."""
     if likelihood == "regression":
@@ -56,3 +56,16 @@ def negative_log_likelihood(
         terms = logits.gather(-1, y.flatten().expand(len(samples), -1)[..., None])[..., 0]
     log_mean = terms.logsumexp(0) - torch.log(torch.tensor(float(len(samples))))
     return -log_mean.mean()
+
+
+def negative_log_density(
+    prediction: Tensor | tuple[Tensor, Tensor], y: Tensor, sigma_noise: Tensor | float = 1.0
+) -> Float[Tensor, ""]:
+    """−log p(y), mean over points, of class probabilities or of a Gaussian's mean and (co)variance, noise added."""
+    if isinstance(prediction, Tensor):
+        return torch.nn.functional.nll_loss(prediction.flatten(0, -2).clamp(min=1e-38).log(), y.flatten())
+    mean, variance = prediction
+    if variance.ndim > mean.ndim:
+        variance = variance.diagonal(dim1=-2, dim2=-1)
+    noisy = torch.distributions.Normal(mean, (variance + sigma_noise**2).sqrt())
+    return -noisy.log_prob(y).flatten(1).sum(-1).mean()

@@ -348,7 +348,7 @@ def test_states_that_do_not_fit_are_refused(classification, regression):
     cases = [
         (FiberLaplace(copy.deepcopy(regression[0].model), "regression"), "expected likelihood 'regression'"),
         (FiberLaplace(copy.deepcopy(untrained), "classification", subset="last_layer"), "expected weights"),
-        (FiberLaplace(wider, "classification"), "got a model with others"),
+        (FiberLaplace(wider, "classification"), "expected n_params 39, got 33"),
         (FiberLaplace(untrained, "classification"), "got a model with others"),
     ]
     for la, message in cases:
@@ -462,8 +462,9 @@ def test_bad_calls(classification):
     x = data.dataset.tensors[0]
     for call, message in [
         (lambda: la(x, n_samples=0), "n_samples: expected at least 1, got 0"),
-        (lambda: la(x, pred_type="glm"), "pred_type: expected 'nn'"),
-        (lambda: la(x, link_approx="probit"), "link_approx: expected 'mc'"),
+        (lambda: la(x, pred_type="map"), "link_approx|pred_type: expected 'nn' or 'glm'"),
+        (lambda: la(x, link_approx="probit"), "link_approx: expected mc for pred_type='nn', got 'probit'"),
+        (lambda: la(x, pred_type="glm", link_approx="logit"), "link_approx: expected .*got 'logit'"),
         (lambda: la(x, generator=3), "generator: expected a torch.Generator"),
         (lambda: la.optimize_prior_precision(method="gridsearch"), "pass val_loader="),
         (lambda: la.optimize_prior_precision(method="guess"), "expected 'gridsearch' or 'marglik'"),
@@ -519,3 +520,14 @@ def test_fixed_refinement_is_the_papers_walk():
     la = fitted(model, data, sampler=sampler)
     assert la.report.gradient_evaluations == 5 * 11
     assert la.report.rejected_share == 0.0
+
+
+def test_hyper_parameters_changed_after_fit_say_to_fit_again(regression):
+    la, _ = copy.deepcopy(regression)
+    la.sigma_noise = 0.4
+    with pytest.warns(UserWarning, match="sigma_noise changed since fit.*fit again"):
+        la.sample(2)
+    la.sigma_noise = 0.2
+    la.temperature = 2.0
+    with pytest.warns(UserWarning, match="temperature changed since fit"):
+        la.sample(2)

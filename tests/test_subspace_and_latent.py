@@ -4,8 +4,9 @@ import pytest
 import torch
 
 from laplace_fiber import LatentAutoencoder, UniformPosition
+from laplace_fiber.fiber_fit import FiberFit
 from laplace_fiber.latent import LatentLines, straightness
-from laplace_fiber.paths import FiberFit, StraightLines, WalkCurves
+from laplace_fiber.paths import StraightLines, WalkCurves
 from laplace_fiber.subspace import Subspace, span_of
 
 
@@ -116,7 +117,7 @@ def fit_of(states: torch.Tensor) -> FiberFit:
     r = states.shape[-1]
     subspace = Subspace(torch.zeros(r, dtype=torch.float64), torch.eye(r, dtype=torch.float64))
     lines = LatentAutoencoder(n_steps=50).fit(states)
-    return FiberFit(subspace, states, lines, torch.ones(r, dtype=torch.float64))
+    return FiberFit(subspace, states, lines, torch.ones(r, dtype=torch.float64), 1.0, 1.0)
 
 
 def test_walk_curves_interpolate_between_states():

@@ -1,0 +1,111 @@
+"""What a fit of FiberLaplace leaves behind, and samples drawn from it."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from laplace_fiber.latent import LatentLines
+from laplace_fiber.paths import Curves, PositionLaw, PosteriorForm, StraightLines, WalkCurves
+from laplace_fiber.subspace import Subspace
+
+
+@dataclass(frozen=True)
+class FiberFit:
+    """What a fit leaves behind: everything that samples are drawn from.
+
+    Attributes
+    ----------
+    subspace
+        The span of the walk.
+    states
+        Coordinates of its states; ``states[:, 0]`` is the MAP.
+    lines
+        The latent lines.
+    prior_precision
+        τ per weight during the walk, whose radius set its reach.
+    sigma_noise, temperature
+        Of the walk's objective.
+    """
+
+    subspace: Subspace
+    states: Float[Tensor, "n t r"]
+    lines: LatentLines
+    prior_precision: Float[Tensor, " p"]
+    sigma_noise: float
+    temperature: float
+
+    def asked_share(self, prior_precision: Float[Tensor, " p"]) -> float:
+        """The prior radius √(Σ 1/τ) over that of the walk."""
+        return float(((1 / prior_precision.double()).sum() / (1 / self.prior_precision.double()).sum()).sqrt())
+
+    def warn_of_changes(self, sigma_noise: float, temperature: float) -> None:
+        """Say so where the objective has changed since the walk."""
+        now = {"sigma_noise": (sigma_noise, self.sigma_noise), "temperature": (temperature, self.temperature)}
+        changed = [name for name, (value, walked) in now.items() if abs(value - walked) > 1e-6 * walked]
+        if changed:
+            warnings.warn(
+                f"{' and '.join(changed)} changed since fit; weight samples are those of the walk at fit: fit again.",
+                stacklevel=4,
+            )
+
+    def draw(
+        self, form: PosteriorForm, law: PositionLaw, upto: float, n_samples: int, generator: torch.Generator
+    ) -> Float[Tensor, "s r"]:
+        """Coordinates of independent samples, with positions from the law shortened to [0, upto]."""
+        if form == "gaussian":
+            return self._draw_gaussian(law, upto, n_samples, generator)
+        device = generator.device
+        trajectory = torch.randint(len(self.states), (n_samples,), generator=generator, device=device)
+        s = upto * law.quantile(torch.rand(n_samples, generator=generator, device=device))
+        return self._curves(form).coordinates(trajectory, s.to(self.states))
+
+    def points(self, form: PosteriorForm, law: PositionLaw, upto: float) -> Float[Tensor, "k r"]:
+        """Coordinates that stand for the posterior in sums over it: every trajectory at the law's t mid-quantiles."""
+        n, t, _ = self.states.shape
+        u = (torch.arange(t, device=self.states.device, dtype=self.states.dtype) + 0.5) / t
+        trajectory = torch.arange(n, device=self.states.device).repeat_interleave(t)
+        return self._curves(form).coordinates(trajectory, (upto * law.quantile(u)).repeat(n))
+
+    def _draw_gaussian(
+        self, law: PositionLaw, upto: float, n_samples: int, generator: torch.Generator
+    ) -> Float[Tensor, "s r"]:
+        points = self.points("gaussian", law, upto)
+        mean = points.mean(0)
+        mixing = torch.randn(n_samples, len(points), generator=generator, device=points.device, dtype=points.dtype)
+        return mean + mixing @ (points - mean) / (len(points) - 1) ** 0.5
+
+    def _curves(self, form: PosteriorForm) -> Curves:
+        # The Gaussian has the moments of the walk's states.
+        curves: dict[str, Curves] = {"latent": self.lines, "line": StraightLines(self.states)}
+        return curves.get(form, WalkCurves(self.states))
+
+    def to_state(self) -> dict[str, Any]:
+        """As tensors, lists of them and numbers; the origin is left to the owner."""
+        return {
+            "basis": self.subspace.basis,
+            "states": self.states,
+            "lines": self.lines.tensors(),
+            "straightness": self.lines.straightness,
+            "fitted_prior_precision": self.prior_precision,
+            "fitted_sigma_noise": self.sigma_noise,
+            "fitted_temperature": self.temperature,
+        }
+
+    @staticmethod
+    def from_state(state: dict[str, Any], origin: Float[Tensor, " p"]) -> FiberFit:
+        """The inverse of :meth:`to_state`, on the origin's device."""
+        device = origin.device
+        return FiberFit(
+            Subspace(origin, state["basis"].to(device)),
+            state["states"].to(device),
+            LatentLines.from_tensors([t.to(device) for t in state["lines"]], state["straightness"]),
+            state["fitted_prior_precision"].to(device),
+            state["fitted_sigma_noise"],
+            state["fitted_temperature"],
+        )
