@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -56,29 +58,60 @@ def subspace_ggn(
     basis: Float[Tensor, "r p"],
     data: Iterable[Batch],
     likelihood: str,
-) -> Float[Tensor, "r r"]:
-    """V G Vᵀ in float64, G = Σ Jᵀ (∂²ℓ/∂f²) J the Gauss-Newton matrix of Σ ℓ (noise and temperature left out)."""
-    total = torch.zeros(len(basis), len(basis), dtype=torch.float64, device=theta.device)
+    per_output: bool = False,
+) -> Float[Tensor, "o r r"]:
+    """V G Vᵀ in float64, G = Σ Jᵀ (∂²ℓ/∂f²) J the Gauss-Newton matrix of Σ ℓ at σ = 1 and temperature 1.
+
+    Regression adds over outputs; ``per_output`` leaves their terms apart, for outputs of different noise.
+    """
+    total: Tensor = torch.zeros((), dtype=torch.float64, device=theta.device)
     for x, _ in (block for batch in data for block in batch.blocks):
         jacobian, outputs = subspace_jacobian(network, theta, basis, x)
         rows = jacobian.flatten(0, -3) if jacobian.ndim > 3 else jacobian
         if likelihood != "regression":
             rows = _softmax_hessian_root(outputs.flatten(0, -2)).mT @ rows
-        flat = rows.flatten(0, -2).double()
-        total += flat.T @ flat
+        grouped = rows.flatten(0, -3).movedim(1, 0) if per_output else rows.flatten(0, -2)[None]
+        total = total + grouped.double().mT @ grouped.double()
     return total
 
 
-def log_determinant_ratio(
-    ggn: Float[Tensor, "r r"], basis: Float[Tensor, "r p"], prior_precision: Float[Tensor, " p"], factor: Tensor | float
-) -> Float[Tensor, ""]:
-    """log det(H V G Vᵀ + V diag(τ) Vᵀ) − log det(V diag(τ) Vᵀ): log det(I + H V G Vᵀ/τ) for one τ. Differentiable."""
-    precision = prior_precision.double()
-    if bool((precision == precision[0]).all()):
-        eigenvalues = torch.linalg.eigvalsh(ggn).clamp(min=0)
-        return torch.log1p(factor * eigenvalues / precision.mean()).sum()
-    prior = (basis.double() * precision) @ basis.double().T
-    return torch.logdet(factor * ggn + prior) - torch.logdet(prior)
+@dataclass(frozen=True)
+class SubspaceCurvature:
+    """The Gauss-Newton matrix in a subspace, and determinants with it.
+
+    Attributes
+    ----------
+    ggn
+        V G Vᵀ, the sum of all outputs' terms (o = 1) or each output's.
+    basis
+        V.
+    """
+
+    ggn: Float[Tensor, "o r r"]
+    basis: Float[Tensor, "r p"]
+
+    def log_determinant_ratio(
+        self, prior_precision: Float[Tensor, " p"], factor: Float[Tensor, " #o"]
+    ) -> Float[Tensor, ""]:
+        """log det(H V G Vᵀ + V diag(τ) Vᵀ) − log det(V diag(τ) Vᵀ), which is log det(I + H V G Vᵀ/τ) for one τ.
+
+        H is the factor, one value or one per output. Differentiable in both arguments.
+        """
+        tau, factor = prior_precision.double(), factor.double()
+        scalar = bool((tau == tau[0]).all())
+        if scalar and len(self.ggn) == 1:
+            return torch.log1p(factor * self._eigenvalues / tau.mean()).sum()
+        scaled = (factor[:, None, None] * self.ggn).sum(0)
+        prior = tau.mean() * torch.eye(len(scaled), dtype=tau.dtype, device=tau.device) if scalar else self._prior(tau)
+        return torch.logdet(scaled + prior) - torch.logdet(prior)
+
+    def _prior(self, tau: Float[Tensor, " p"]) -> Float[Tensor, "r r"]:
+        basis = self.basis.double()
+        return (basis * tau) @ basis.T
+
+    @functools.cached_property
+    def _eigenvalues(self) -> Float[Tensor, " r"]:
+        return torch.linalg.eigvalsh(self.ggn[0]).clamp(min=0)
 
 
 class LanczosGGN(CurvlinopsGGN):  # type: ignore[misc]

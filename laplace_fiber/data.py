@@ -61,6 +61,10 @@ class TrainingData:
         self.n_data = self._count()
         self.full = batch == "full" or (batch == "auto" and self.n_data <= FULL_BATCH_LIMIT)
 
+    def __getstate__(self) -> dict[str, Any]:
+        # A running pass cannot be copied or pickled; the next walk starts a new one.
+        return {**self.__dict__, "_stream": None, "_everything": None}
+
     def next_batch(self) -> Batch:
         """The whole data set, or the loader's next batch (starting over at its end)."""
         if self.full:

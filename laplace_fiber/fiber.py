@@ -11,12 +11,12 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from laplace_fiber.curvature import log_determinant_ratio, subspace_ggn
+from laplace_fiber.curvature import SubspaceCurvature, subspace_ggn
 from laplace_fiber.data import TrainingData
 from laplace_fiber.fiber_fit import FiberFit
 from laplace_fiber.fit_report import FitReport, report_on
 from laplace_fiber.latent import LatentAutoencoder
-from laplace_fiber.log_joint import LogJoint, check_shapes
+from laplace_fiber.log_joint import check_shapes
 from laplace_fiber.paths import FORMS, PositionLaw, PosteriorForm, UniformPosition
 from laplace_fiber.posterior import SampledPosterior
 from laplace_fiber.state import checked_origin
@@ -25,9 +25,6 @@ from laplace_fiber.trajectories import TrajectorySampler
 from laplace_fiber.weights import Subset
 
 STATE_VERSION = 1
-
-SHARE_TOLERANCE = 0.05
-"""A prior radius longer than the walked one by less than this share is not worth another walk."""
 
 
 class FiberLaplace(SampledPosterior):
@@ -65,13 +62,6 @@ backend, backend_kwargs, asdl_fisher_kwargs
     ----------
     report
         After fit: figures that tell whether the posterior can be trusted, and advice. Print it.
-
-    Examples
-    --------
-    >>> la = FiberLaplace(model, "classification")  # doctest: +SKIP
-    >>> la.fit(train_loader)  # doctest: +SKIP
-    >>> la.optimize_prior_precision(method="gridsearch", val_loader=val_loader)  # doctest: +SKIP
-    >>> probabilities = la(x)  # doctest: +SKIP
     """
 
     _key = ("all", "fiber")
@@ -100,7 +90,7 @@ backend, backend_kwargs, asdl_fisher_kwargs
         self.posterior = posterior
         self.report: FitReport | None = None
         self._fitted: FiberFit | None = None
-        self._ggn: Float[Tensor, "r r"] | None = None
+        self._curvature: SubspaceCurvature | None = None
         self._data: TrainingData | None = None
 
     @property
@@ -142,18 +132,19 @@ backend, backend_kwargs, asdl_fisher_kwargs
             with torch.no_grad():
                 outputs = self.network.one(theta, data.first[0])
             check_shapes(outputs, data.first[1], self.likelihood)
-            joint = self._joint(data.n_data)
+            self._check_noise(outputs.shape[-1])
+            joint = self._joint(data.n_data, self.sampler.chunk_size)
             walk = self.sampler.walk(joint, theta, data, progress_bar)
             subspace, states = span_of(walk.states)
             lines = self.autoencoder.fit(states, progress_bar)
             report = report_on(joint, walk, subspace, states, lines, data)
-            loss = sum(float(joint.losses(theta[None], batch).detach()) for batch in data.epoch())
-        self.mean, self.loss = theta, loss
+            residuals = joint.unit_losses(theta, data.epoch())
+        self.mean, self.loss, self.residuals = theta, float(residuals.sum()), residuals
         self.n_data, self.n_outputs = data.n_data, outputs.shape[-1]
         self._fitted = FiberFit(
-            subspace, states, lines, joint.prior_precision.clone(), joint.sigma_noise, joint.temperature
+            subspace, states, lines, joint.prior_precision.clone(), self.sigma_noise.detach().clone(), self.temperature
         )
-        self._ggn, self._data = None, data
+        self._curvature, self._data = None, data
         self.report = report
         for message in report.warnings:
             warnings.warn(message, stacklevel=2)
@@ -177,7 +168,7 @@ backend, backend_kwargs, asdl_fisher_kwargs
         """
         generator = self._generator(generator, n_samples, self.sampler.seed)
         fitted, share = self._require_fit(), self.walk_share
-        fitted.warn_of_changes(float(self.sigma_noise.detach()), self.temperature)
+        fitted.warn_of_changes(self.sigma_noise.detach(), self.temperature)
         coordinates = fitted.draw(self.posterior, self.position, share, n_samples, generator)
         return fitted.subspace.to_weights(coordinates)
 
@@ -192,18 +183,19 @@ backend, backend_kwargs, asdl_fisher_kwargs
     @property
     def walk_share(self) -> float:
         """Share ρ ≤ 1 of the walk that the present prior precision uses: its prior radius over that at fit."""
-        share = self._require_fit().asked_share(self.prior_precision_diag)
-        if share > 1 + SHARE_TOLERANCE:
+        fitted = self._require_fit()
+        missing = fitted.missing_reach(self.prior_precision_diag)
+        if missing > 1:
             warnings.warn(
-                f"prior_precision is below its value at fit: it asks for {share:.2f} times the walk's reach. The whole "
-                "walk is used; fit again with this prior_precision for the wider posterior.",
+                f"prior_precision is below its value at fit: it asks for {missing:.2f} times the walk's reach. "
+                "The walk is used as far as it goes; fit again with this prior_precision for the wider posterior.",
                 stacklevel=3,
             )
-        return min(1.0, share)
+        return fitted.share_for(self.prior_precision_diag)
 
     def settle_prior_precision(self) -> None:
         """Walk again if the chosen precision asks for a longer walk and the training data are at hand."""
-        if self._require_fit().asked_share(self.prior_precision_diag) > 1 + SHARE_TOLERANCE and self._data is not None:
+        if self._data is not None and self._require_fit().missing_reach(self.prior_precision_diag) > 1:
             self.fit(self._data.loader)
 
     def distinct_prior_precisions(self, grid: Float[Tensor, " g"]) -> Float[Tensor, " h"]:
@@ -225,10 +217,11 @@ backend, backend_kwargs, asdl_fisher_kwargs
             self.prior_precision = prior_precision
         if sigma_noise is not None:
             self.sigma_noise = sigma_noise
-        fitted = self._require_fit()
+        fitted, curvature = self._require_fit(), self._subspace_curvature()
         tau, theta = self.prior_precision_diag, fitted.subspace.origin
         prior_energy = 0.5 * ((theta - self.prior_mean).square() * tau).sum()
-        ratio = log_determinant_ratio(self._subspace_ggn(), fitted.subspace.basis, tau, self._H_factor.double())
+        factor = self._H_factor.expand(len(curvature.ggn)) if self._H_factor.ndim == 0 else self._H_factor
+        ratio = curvature.log_determinant_ratio(tau, factor)
         evidence: Tensor = self.log_likelihood - prior_energy - 0.5 * ratio.to(theta.dtype)
         return evidence
 
@@ -242,7 +235,8 @@ backend, backend_kwargs, asdl_fisher_kwargs
             **self._identity(),
             "mean": self.mean,
             **fitted.to_state(),
-            "ggn": self._ggn,
+            "ggn": None if self._curvature is None else self._curvature.ggn,
+            "residuals": self.residuals,
             "prior_precision": self.prior_precision,
             "prior_mean": self.prior_mean,
             "sigma_noise": self.sigma_noise,
@@ -268,20 +262,10 @@ backend, backend_kwargs, asdl_fisher_kwargs
         self.mean, self.posterior = mean, state_dict["posterior"]
         self.sampler = dataclasses.replace(self.sampler, seed=state_dict["seed"])
         self._fitted = FiberFit.from_state(state_dict, mean)
-        self._ggn = None if state_dict["ggn"] is None else state_dict["ggn"].to(mean.device)
+        ggn = state_dict["ggn"]
+        self._curvature = None if ggn is None else SubspaceCurvature(ggn.to(mean.device), self._fitted.subspace.basis)
+        self.residuals = state_dict["residuals"].to(mean.device)
         self._data = self.report = None
-
-    def _joint(self, n_data: int) -> LogJoint:
-        return LogJoint(
-            self.network,
-            self._loss_likelihood,
-            n_data,
-            self.prior_precision_diag.detach(),
-            torch.as_tensor(self.prior_mean),
-            float(self.sigma_noise.detach()),
-            self.temperature,
-            self.sampler.chunk_size or self.chunk_size,
-        )
 
     def _identity(self) -> dict[str, Any]:
         """What a saved state and the object that loads it must agree on."""
@@ -293,22 +277,18 @@ backend, backend_kwargs, asdl_fisher_kwargs
             "n_params": self.n_params,
         }
 
-    @property
-    def _loss_likelihood(self) -> str:
-        return "regression" if self.likelihood == "regression" else "classification"
-
-    def _subspace_ggn(self) -> Float[Tensor, "r r"]:
-        if self._ggn is None:
+    def _subspace_curvature(self) -> SubspaceCurvature:
+        per_output = self.sigma_noise.ndim > 0
+        if self._curvature is None or (per_output and len(self._curvature.ggn) == 1):
             if self._data is None:
                 raise RuntimeError(
                     "log_marginal_likelihood: expected the training data of a fit, got a loaded state without the "
                     "curvature; call it once before state_dict(), or fit again."
                 )
-            fitted = self._require_fit()
-            self._ggn = subspace_ggn(
-                self.network, fitted.subspace.origin, fitted.subspace.basis, self._data.epoch(), self._loss_likelihood
-            )
-        return self._ggn
+            theta, basis = self._require_mean(), self._require_fit().subspace.basis
+            ggn = subspace_ggn(self.network, theta, basis, self._data.epoch(), self._loss_likelihood, per_output)
+            self._curvature = SubspaceCurvature(ggn, basis)
+        return self._curvature
 
     def _require_fit(self) -> FiberFit:
         self._require_mean()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from dataclasses import dataclass
 from typing import Any
@@ -13,6 +14,9 @@ from torch import Tensor
 from laplace_fiber.latent import LatentLines
 from laplace_fiber.paths import Curves, PositionLaw, PosteriorForm, StraightLines, WalkCurves
 from laplace_fiber.subspace import Subspace
+
+REACH_TOLERANCE = 0.05
+"""A prior wider than the walked one by less than this share is not worth another walk."""
 
 
 @dataclass(frozen=True)
@@ -37,17 +41,24 @@ class FiberFit:
     states: Float[Tensor, "n t r"]
     lines: LatentLines
     prior_precision: Float[Tensor, " p"]
-    sigma_noise: float
+    sigma_noise: Tensor
     temperature: float
 
-    def asked_share(self, prior_precision: Float[Tensor, " p"]) -> float:
-        """The prior radius √(Σ 1/τ) over that of the walk."""
-        return float(((1 / prior_precision.double()).sum() / (1 / self.prior_precision.double()).sum()).sqrt())
+    def share_for(self, prior_precision: Float[Tensor, " p"]) -> float:
+        """Share ρ ≤ 1 of the walk for another prior: its radius √(Σ 1/τ) over that of the walk."""
+        radii = [(1 / tau.double()).sum().sqrt() for tau in (prior_precision, self.prior_precision)]
+        return min(1.0, float(radii[0] / radii[1]))
 
-    def warn_of_changes(self, sigma_noise: float, temperature: float) -> None:
+    def missing_reach(self, prior_precision: Float[Tensor, " p"]) -> float:
+        """How many times wider than the walked one another prior is, where it is widest; 1 if it is nowhere."""
+        wider = float((self.prior_precision / prior_precision).max().sqrt())
+        return wider if wider > 1 + REACH_TOLERANCE else 1.0
+
+    def warn_of_changes(self, sigma_noise: Tensor, temperature: float) -> None:
         """Say so where the objective has changed since the walk."""
-        now = {"sigma_noise": (sigma_noise, self.sigma_noise), "temperature": (temperature, self.temperature)}
-        changed = [name for name, (value, walked) in now.items() if abs(value - walked) > 1e-6 * walked]
+        same_noise = bool(torch.allclose(sigma_noise, self.sigma_noise, rtol=1e-5))
+        same = {"sigma_noise": same_noise, "temperature": math.isclose(temperature, self.temperature, rel_tol=1e-5)}
+        changed = [name for name, kept in same.items() if not kept]
         if changed:
             warnings.warn(
                 f"{' and '.join(changed)} changed since fit; weight samples are those of the walk at fit: fit again.",
@@ -106,6 +117,6 @@ class FiberFit:
             state["states"].to(device),
             LatentLines.from_tensors([t.to(device) for t in state["lines"]], state["straightness"]),
             state["fitted_prior_precision"].to(device),
-            state["fitted_sigma_noise"],
+            state["fitted_sigma_noise"].to(device),
             state["fitted_temperature"],
         )

@@ -238,6 +238,6 @@ def _predictive_gap(joint: LogJoint, on_walk: Tensor, decoded: Tensor, x: Inputs
     sets = (function_samples(joint.network, thetas, x, joint.chunk_size) for thetas in (on_walk, decoded))
     if joint.likelihood == "regression":
         walk_mean, decoded_mean = (f.mean(0) for f in sets)
-        return float((walk_mean - decoded_mean).abs().mean() / joint.sigma_noise)
+        return float(((walk_mean - decoded_mean).abs() / joint.sigma_noise).mean())
     walk_probs, decoded_probs = (f.softmax(-1).mean(0) for f in sets)
     return float(0.5 * (walk_probs - decoded_probs).abs().sum(-1).mean())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -11,6 +12,7 @@ from laplace.curvature import CurvatureInterface
 from laplace.utils import Likelihood
 from torch import Tensor, nn
 
+from laplace_fiber.log_joint import LogJoint
 from laplace_fiber.weights import Engine, NetworkFunction, Subset
 
 LIKELIHOODS = tuple(kind.value for kind in Likelihood)
@@ -69,10 +71,13 @@ backend, backend_kwargs, asdl_fisher_kwargs
         if likelihood not in LIKELIHOODS:
             raise ValueError(f"likelihood: expected one of {LIKELIHOODS}, got {likelihood!r}.")
         network = NetworkFunction(model, subset, engine)
+        if likelihood != "regression" and not bool(torch.all(torch.as_tensor(sigma_noise) == 1)):
+            raise ValueError(
+                f"sigma_noise: expected 1 for {likelihood} (only regression has noise), got {sigma_noise}."
+            )
         super().__init__(
             model,
             likelihood,
-            sigma_noise=sigma_noise,
             temperature=temperature,
             enable_backprop=enable_backprop,
             dict_key_x=dict_key_x,
@@ -81,8 +86,9 @@ backend, backend_kwargs, asdl_fisher_kwargs
             backend_kwargs=backend_kwargs,
             asdl_fisher_kwargs=asdl_fisher_kwargs,
         )
-        if not (temperature > 0 and bool(torch.all(self.sigma_noise > 0))):
-            raise ValueError(f"expected temperature and sigma_noise > 0, got {temperature} and {sigma_noise}.")
+        if not temperature > 0:
+            raise ValueError(f"temperature: expected a positive number, got {temperature}.")
+        self.sigma_noise = sigma_noise
         self.network = network
         self.params = network.tensors
         self.n_params = network.n_params
@@ -92,6 +98,20 @@ backend, backend_kwargs, asdl_fisher_kwargs
         self.prior_mean = prior_mean
         self.chunk_size = chunk_size
         self.mean: Float[Tensor, " p"] | None = None
+        self.residuals: Float[Tensor, " c"]  # Σ ℓ at the MAP with σ = 1, per output; set by fit
+
+    @property
+    def sigma_noise(self) -> Float[Tensor, ""] | Float[Tensor, " c"]:
+        """σ of the observations: one value, or (regression) one per output."""
+        sigma: Tensor = self._sigma_noise
+        return sigma
+
+    @sigma_noise.setter
+    def sigma_noise(self, value: float | Tensor) -> None:
+        sigma = torch.as_tensor(value, device=self._device, dtype=self._dtype)
+        if sigma.ndim > 1 or sigma.numel() == 0 or not bool(torch.all(torch.isfinite(sigma) & (sigma > 0))):
+            raise ValueError(f"sigma_noise: expected one positive value, or one per output, got {value}.")
+        self._sigma_noise = sigma[0] if sigma.shape == (1,) else sigma
 
     @property
     def prior_precision(self) -> Float[Tensor, " #p"]:
@@ -118,6 +138,38 @@ backend, backend_kwargs, asdl_fisher_kwargs
                 "moments, or spread_factor() for the second moment of the weights."
             )
         raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+
+    @property
+    def log_likelihood(self) -> Float[Tensor, ""]:
+        """log p(D | θ_MAP) / temperature; differentiable in ``sigma_noise``."""
+        self._require_mean()
+        if self.likelihood != "regression":
+            return -self.residuals.sum() / self.temperature
+        sigma = self.sigma_noise.expand(self.residuals.shape)
+        fit = (self.residuals / sigma.square()).sum() / self.temperature
+        return -fit - self.n_data * (sigma * math.sqrt(2 * math.pi)).log().sum()
+
+    def _joint(self, n_data: int, chunk_size: int | None = None) -> LogJoint:
+        return LogJoint(
+            self.network,
+            self._loss_likelihood,
+            n_data,
+            self.prior_precision_diag.detach(),
+            torch.as_tensor(self.prior_mean),
+            self.sigma_noise.detach(),
+            self.temperature,
+            chunk_size or self.chunk_size,
+        )
+
+    @property
+    def _loss_likelihood(self) -> str:
+        return "regression" if self.likelihood == "regression" else "classification"
+
+    def _check_noise(self, n_outputs: int) -> None:
+        if self.sigma_noise.numel() not in (1, n_outputs):
+            raise ValueError(
+                f"sigma_noise: expected one value or {n_outputs} (one per output), got {self.sigma_noise.numel()}."
+            )
 
     def _require_mean(self) -> Float[Tensor, " p"]:
         if self.mean is None:

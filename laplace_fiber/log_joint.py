@@ -1,13 +1,13 @@
 """The unnormalised log posterior −J(θ): the only place that knows n_data, σ, τ and the temperature.
 
-J(θ) = H Σᵢ ℓ(yᵢ, f(θ, xᵢ)) + ½ (θ − μ₀)ᵀ diag(τ) (θ − μ₀), with ℓ the cross-entropy and H = 1/temperature for
-classification, ℓ = ½‖y − f‖² and H = 1/(σ² temperature) for regression: laplace-torch's own convention.
+J(θ) = Σᵢ ℓ(yᵢ, f(θ, xᵢ)) / temperature + ½ (θ − μ₀)ᵀ diag(τ) (θ − μ₀), with ℓ the cross-entropy for classification and
+½‖(y − f)/σ‖² for regression: laplace-torch's own convention.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import torch
@@ -35,7 +35,7 @@ class LogJoint:
     prior_precision, prior_mean
         τ and μ₀, one value or one per weight.
     sigma_noise, temperature
-        Observation noise (regression) and likelihood temperature.
+        Observation noise (regression; one value or one per output) and likelihood temperature.
     chunk_size
         At most this many weight vectors are evaluated together (memory); ``None`` takes all.
     """
@@ -45,21 +45,16 @@ class LogJoint:
     n_data: int
     prior_precision: Float[Tensor, " #p"]
     prior_mean: Float[Tensor, " #p"]
-    sigma_noise: float = 1.0
+    sigma_noise: Float[Tensor, ""] | Float[Tensor, " c"] | float = 1.0
     temperature: float = 1.0
     chunk_size: int | None = None
-
-    @property
-    def loss_factor(self) -> float:
-        """H of the module docstring."""
-        return 1.0 / (self.sigma_noise**2 * self.temperature)
 
     def losses(self, thetas: Float[Tensor, "n p"], batch: Batch) -> Float[Tensor, " n"]:
         """Σ ℓ over the batch for each θ. Differentiable."""
         total = thetas.new_zeros(len(thetas))
         for x, y in batch.blocks:
             outputs = self.network.many(thetas, x)
-            total = total + vmap(lambda f, y=y: summed_loss(f, y, self.likelihood))(outputs)
+            total = total + vmap(lambda f, y=y: summed_loss(f, y, self.likelihood, self.sigma_noise))(outputs)
         return total
 
     def prior_energy(self, thetas: Float[Tensor, "n p"]) -> Float[Tensor, " n"]:
@@ -68,7 +63,7 @@ class LogJoint:
 
     def objective(self, thetas: Float[Tensor, "n p"], batch: Batch) -> Float[Tensor, " n"]:
         """J(θ)/n_data, the data term estimated from ``batch``. Differentiable."""
-        data_term = self.loss_factor * self.losses(thetas, batch) / batch.size
+        data_term = self.losses(thetas, batch) / (self.temperature * batch.size)
         return data_term + self.prior_energy(thetas) / self.n_data
 
     def value_and_grad(
@@ -92,8 +87,19 @@ class LogJoint:
             losses = torch.cat([self.losses(rows, batch) for rows in self._chunks(thetas)]) / batch.size
         if self.likelihood != "regression":
             return losses
-        n_outputs = batch.blocks[0][1][0].numel()
-        return losses / self.sigma_noise**2 + n_outputs * math.log(self.sigma_noise * math.sqrt(2 * math.pi))
+        return losses + log_normaliser(self.sigma_noise, batch.blocks[0][1]).to(losses)
+
+    def unit_losses(self, theta: Float[Tensor, " p"], data: Iterable[Batch]) -> Float[Tensor, " c"]:
+        """Σ ℓ over all data at one θ with σ = 1, per output for regression (one number for classification)."""
+        total: Tensor = torch.zeros((), dtype=theta.dtype, device=theta.device)
+        with torch.no_grad():
+            for x, y in (block for batch in data for block in batch.blocks):
+                outputs = self.network.one(theta, x)
+                if self.likelihood == "regression":
+                    total = total + 0.5 * (outputs - y).square().sum(0).flatten()
+                else:
+                    total = total + summed_loss(outputs, y, self.likelihood)[None]
+        return total
 
     def hessian_product(
         self, theta: Float[Tensor, " p"], batch: Batch
@@ -115,11 +121,19 @@ class LogJoint:
         return thetas.split(size)
 
 
-def summed_loss(outputs: Float[Tensor, "b *c"], y: Tensor, likelihood: str) -> Float[Tensor, ""]:
-    """Σ ℓ over a batch: cross-entropy, or half the squared error."""
+def summed_loss(
+    outputs: Float[Tensor, "b *c"], y: Tensor, likelihood: str, sigma_noise: Tensor | float = 1.0
+) -> Float[Tensor, ""]:
+    """Σ ℓ over a batch: cross-entropy, or half the squared error in units of the noise."""
     if likelihood == "regression":
-        return 0.5 * (outputs - y).square().sum()
+        return 0.5 * ((outputs - y) / sigma_noise).square().sum()
     return functional.cross_entropy(outputs.flatten(0, -2), y.flatten(), reduction="sum")
+
+
+def log_normaliser(sigma_noise: Tensor | float, y: Tensor) -> Float[Tensor, ""]:
+    """Σ over one point's outputs of log(σ √2π)."""
+    per_output = torch.as_tensor(sigma_noise, dtype=y.dtype, device=y.device).log() + 0.5 * math.log(2 * math.pi)
+    return per_output.expand(y[0].shape).sum()
 
 
 def check_shapes(outputs: Float[Tensor, "b *c"], y: Tensor, likelihood: str) -> None:

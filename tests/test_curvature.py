@@ -8,7 +8,7 @@ from laplace import FullLaplace
 from problems import classifier, joint_of, regressor
 
 from laplace_fiber import LanczosGGN, low_rank_laplace
-from laplace_fiber.curvature import log_determinant_ratio, subspace_ggn, subspace_jacobian
+from laplace_fiber.curvature import SubspaceCurvature, subspace_ggn, subspace_jacobian
 
 
 def problem(likelihood: str):
@@ -39,7 +39,11 @@ def test_subspace_ggn_is_the_projected_dense_one(likelihood, engine):
     p = joint.network.n_params
     basis = torch.linalg.qr(torch.randn(p, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64))[0].T
     ours = subspace_ggn(joint.network, joint.network.theta(), basis, training.epoch(), likelihood)
-    torch.testing.assert_close(ours, basis @ host.H @ basis.T, rtol=1e-8, atol=1e-8)
+    torch.testing.assert_close(ours[0], basis @ host.H @ basis.T, rtol=1e-8, atol=1e-8)
+    if likelihood == "regression":
+        apart = subspace_ggn(joint.network, joint.network.theta(), basis, training.epoch(), likelihood, per_output=True)
+        assert len(apart) == 2
+        torch.testing.assert_close(apart.sum(0), ours[0])
 
 
 def test_subspace_jacobian_is_the_projected_dense_one():
@@ -55,13 +59,15 @@ def test_subspace_jacobian_is_the_projected_dense_one():
 
 def test_log_determinant_ratio_for_one_and_for_many_precisions():
     generator = torch.Generator().manual_seed(0)
-    root = torch.randn(6, 6, generator=generator, dtype=torch.float64)
-    ggn = root @ root.T
+    root = torch.randn(2, 6, 6, generator=generator, dtype=torch.float64)
     tau = torch.rand(6, generator=generator, dtype=torch.float64) + 0.5
-    for precision in (tau, torch.full_like(tau, 0.7)):
-        expected = torch.logdet(2.0 * ggn + precision.diag()) - precision.log().sum()
-        eye = torch.eye(6, dtype=torch.float64)
-        torch.testing.assert_close(log_determinant_ratio(ggn, eye, precision, 2.0), expected)
+    eye = torch.eye(6, dtype=torch.float64)
+    for ggn, factor in (((root @ root.mT)[:1], [2.0]), (root @ root.mT, [2.0, 0.3])):
+        for precision in (tau, torch.full_like(tau, 0.7)):
+            h = torch.tensor(factor, dtype=torch.float64)
+            scaled = (h[:, None, None] * ggn).sum(0)
+            expected = torch.logdet(scaled + precision.diag()) - precision.log().sum()
+            torch.testing.assert_close(SubspaceCurvature(ggn, eye).log_determinant_ratio(precision, h), expected)
 
 
 @pytest.mark.parametrize("likelihood", ["regression", "classification"])

@@ -443,11 +443,11 @@ def test_errors_before_fit():
     ("options", "message"),
     [
         ({"likelihood": "poisson"}, r"likelihood: expected one of .*, got 'poisson'"),
-        ({"sigma_noise": 0.5}, "Sigma noise != 1 only available for regression"),
+        ({"sigma_noise": 0.5}, "sigma_noise: expected 1 for classification"),
         ({"prior_precision": -1.0}, "prior_precision: expected positive finite values, got -1"),
         ({"prior_precision": torch.ones(7)}, r"expected one value, 4 .one per weight tensor. or 33 .*got shape \(7,\)"),
         ({"prior_mean": torch.ones(7)}, "Invalid length of prior mean"),
-        ({"temperature": 0.0}, "expected temperature and sigma_noise > 0"),
+        ({"temperature": 0.0}, "temperature: expected a positive number, got 0"),
         ({"posterior": "cubic"}, "posterior: expected one of"),
         ({"engine": "jit"}, "engine: expected 'auto', 'vmap' or 'loop'"),
     ],
@@ -530,4 +530,38 @@ def test_hyper_parameters_changed_after_fit_say_to_fit_again(regression):
     la.sigma_noise = 0.2
     la.temperature = 2.0
     with pytest.warns(UserWarning, match="temperature changed since fit"):
+        la.sample(2)
+
+
+def test_noise_per_output():
+    """Equal noises are as one; unequal ones scale their own output's errors; a wrong number is refused."""
+    model, data = regressor()
+    x, y = data.dataset.tensors
+    one = fitted(model, data, "regression", sigma_noise=0.3)
+    two = fitted(model, data, "regression", sigma_noise=torch.tensor([0.3, 0.3], dtype=torch.float64))
+    torch.testing.assert_close(one(x)[0], two(x)[0])
+    torch.testing.assert_close(one.log_marginal_likelihood(), two.log_marginal_likelihood())
+    sigma = torch.tensor([0.1, 2.0], dtype=torch.float64)
+    unequal = fitted(model, data, "regression", sigma_noise=sigma)
+    expected = torch.distributions.Normal(model(x), sigma).log_prob(y).sum()
+    torch.testing.assert_close(unequal.log_likelihood, expected.detach())
+    variance = unequal(x)[1].mean(0)
+    assert float(variance[0]) < float(variance[1])
+    parameter = sigma.clone().requires_grad_()
+    (gradient,) = torch.autograd.grad(unequal.log_marginal_likelihood(sigma_noise=parameter), parameter)
+    assert bool(torch.isfinite(gradient).all())
+    with pytest.raises(ValueError, match=r"sigma_noise: expected one value or 2 \(one per output\), got 3"):
+        fitted(model, data, "regression", sigma_noise=torch.ones(3))
+
+
+@pytest.mark.parametrize("structure", ["layerwise", "diag"])
+def test_marglik_with_a_precision_per_layer_or_weight(structure):
+    model, data = classifier()
+    la = fitted(model, data)
+    before = float(la.log_marginal_likelihood())
+    la.optimize_prior_precision(method="marglik", prior_structure=structure, n_steps=20)
+    assert la.prior_precision.numel() == {"layerwise": 4, "diag": la.n_params}[structure]
+    assert float(la.log_marginal_likelihood()) > before
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
         la.sample(2)

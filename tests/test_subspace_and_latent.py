@@ -117,7 +117,7 @@ def fit_of(states: torch.Tensor) -> FiberFit:
     r = states.shape[-1]
     subspace = Subspace(torch.zeros(r, dtype=torch.float64), torch.eye(r, dtype=torch.float64))
     lines = LatentAutoencoder(n_steps=50).fit(states)
-    return FiberFit(subspace, states, lines, torch.ones(r, dtype=torch.float64), 1.0, 1.0)
+    return FiberFit(subspace, states, lines, torch.ones(r, dtype=torch.float64), torch.tensor(1.0), 1.0)
 
 
 def test_walk_curves_interpolate_between_states():
