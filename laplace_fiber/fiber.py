@@ -41,7 +41,7 @@ class FiberLaplace(SampledPosterior):
     ----------
     model, likelihood, sigma_noise, prior_precision, prior_mean, temperature, enable_backprop, dict_key_x, dict_key_y, \
 backend, backend_kwargs, asdl_fisher_kwargs
-        As in laplace-torch. The curvature backend is kept for its interface and not used by this posterior.
+        As in laplace-torch. A curvature backend, if given, provides the Jacobians of ``pred_type="glm"``.
     sampler
         Settings of the walk.
     autoencoder
@@ -144,7 +144,7 @@ backend, backend_kwargs, asdl_fisher_kwargs
         self._fitted = FiberFit(
             subspace, states, lines, joint.prior_precision.clone(), self.sigma_noise.detach().clone(), self.temperature
         )
-        self._curvature, self._data = None, data
+        self._curvature, self._data, self._backend = None, data, None
         self.report = report
         for message in report.warnings:
             warnings.warn(message, stacklevel=2)
@@ -272,9 +272,10 @@ backend, backend_kwargs, asdl_fisher_kwargs
         return {
             "cls_name": type(self).__name__,
             "version": STATE_VERSION,
-            "likelihood": str(self.likelihood),
+            "likelihood": self.likelihood,
             "weights": list(self.network.names),
             "n_params": self.n_params,
+            "position": repr(self.position),
         }
 
     def _subspace_curvature(self) -> SubspaceCurvature:

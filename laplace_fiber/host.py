@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from typing import Any
 
@@ -24,10 +25,8 @@ GAUSSIAN_ONLY = (
     "posterior_variance",
     "posterior_scale",
     "log_det_posterior_precision",
-    "log_det_prior_precision",
     "log_det_ratio",
     "square_norm",
-    "scatter",
 )
 """Public names of laplace-torch's Gaussian posteriors that mean nothing for samples."""
 
@@ -89,7 +88,10 @@ backend, backend_kwargs, asdl_fisher_kwargs
         if not temperature > 0:
             raise ValueError(f"temperature: expected a positive number, got {temperature}.")
         self.sigma_noise = sigma_noise
+        self.likelihood: str = Likelihood(likelihood).value  # an enum member compares equal, but prints otherwise
+        self._backend: CurvatureInterface | None = None
         self.network = network
+        self._jacobians_from_backend = backend is not None
         self.params = network.tensors
         self.n_params = network.n_params
         # An index subset cuts through tensors, so "one precision per layer" can only mean one per weight.
@@ -130,6 +132,26 @@ backend, backend_kwargs, asdl_fisher_kwargs
                 f"per moving weight), got shape {tuple(values.shape)}."
             )
         BaseLaplace.prior_precision.fset(self, value)
+
+    @property
+    def backend(self) -> CurvatureInterface:
+        """The curvature backend, on a copy of the model in eval mode: backends mark and hook the modules they get."""
+        if self._backend is None:
+            model = copy.deepcopy(self.model).eval()
+            model.output_size = self.n_outputs
+            keys = {"dict_key_x": self.dict_key_x, "dict_key_y": self.dict_key_y}
+            self._backend = self._backend_cls(model, self._loss_likelihood, **keys, **self._backend_kwargs)
+        return self._backend
+
+    @property
+    def scatter(self) -> Float[Tensor, ""]:
+        """(θ_MAP − μ₀)ᵀ diag(τ) (θ_MAP − μ₀)."""
+        return ((self._require_mean() - self.prior_mean).square() * self.prior_precision_diag).sum()
+
+    @property
+    def log_det_prior_precision(self) -> Float[Tensor, ""]:
+        """Σ log τ over the moving weights."""
+        return self.prior_precision_diag.log().sum()
 
     def __getattr__(self, name: str) -> Any:
         if name in GAUSSIAN_ONLY:

@@ -230,9 +230,16 @@ class SampledPosterior(HostedPosterior, ABC):
     def _glm_predictive_distribution(
         self, x: Inputs, joint: bool = False, diagonal_output: bool = False
     ) -> tuple[Tensor, Tensor]:
-        """Mean and covariance of the linearised network; laplace-torch's hook below its link approximations."""
+        """Mean and covariance of the linearised network; laplace-torch's hook below its link approximations.
+
+        Jacobians are those of ``backend`` if one was given, else products with the second moment's factor.
+        """
         factor, mean = self.spread_factor(), self._require_mean()
-        jacobian, outputs = subspace_jacobian(self.network, mean, factor, x, keep_graph=self.enable_backprop)
+        if self._jacobians_from_backend:
+            full, outputs = self.backend.jacobians(x, enable_backprop=self.enable_backprop)
+            jacobian = full[..., self.network.positions().to(full.device)] @ factor.T
+        else:
+            jacobian, outputs = subspace_jacobian(self.network, mean, factor, x, keep_graph=self.enable_backprop)
         if jacobian.ndim != 3:
             raise ValueError(
                 f"pred_type='glm': expected outputs (batch, classes), got {tuple(outputs.shape)}; use 'nn'."

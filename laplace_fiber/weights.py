@@ -5,6 +5,7 @@ Weights enter through :func:`torch.func.functional_call`; the user's model is on
 
 from __future__ import annotations
 
+import itertools
 import warnings
 from collections.abc import Iterator, MutableMapping, Sequence
 from contextlib import contextmanager
@@ -71,6 +72,13 @@ class NetworkFunction:
         """The model's weight tensors that hold at least one moving weight, in the order of θ."""
         named = dict(self.model.named_parameters())
         return [named[name] for name in self.names]
+
+    def positions(self) -> Int[Tensor, " p"]:
+        """Where the moving weights stand in the vector of all trainable ones."""
+        named = {name: p for name, p in self.model.named_parameters() if p.requires_grad}
+        starts = dict(zip(named, itertools.accumulate((p.numel() for p in named.values()), initial=0), strict=False))
+        flat = torch.cat([torch.arange(starts[n], starts[n] + named[n].numel()) for n in self.names])
+        return flat if self.index is None else flat[self.index]
 
     def theta(self) -> Float[Tensor, " p"]:
         """A copy of the model's present weights as the flat vector θ."""

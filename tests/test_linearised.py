@@ -5,6 +5,7 @@ import copy
 import pytest
 import torch
 from laplace import FullLaplace
+from laplace.curvature import AsdlEF, AsdlGGN, BackPackEF, BackPackGGN, CurvlinopsEF, CurvlinopsGGN
 from problems import classifier, fitted, regressor
 
 FORMS = ("latent", "states", "line", "gaussian")
@@ -85,6 +86,15 @@ def test_samples_are_the_linearised_network(classification):
     assert not torch.equal(a, c)
 
 
+@pytest.mark.parametrize("backend", [CurvlinopsGGN, CurvlinopsEF, BackPackGGN, BackPackEF, AsdlGGN, AsdlEF])
+@pytest.mark.parametrize("subset", ["all", "last_layer", torch.tensor([2, 30, 11])], ids=str)
+def test_curvature_backends_give_the_same_linearised_predictive(backend, subset):
+    model, data = classifier()
+    plain, with_backend = (fitted(copy.deepcopy(model), data, subset=subset, backend=b) for b in (None, backend))
+    x = data.dataset.tensors[0]
+    torch.testing.assert_close(with_backend(x, "glm", link_approx="probit"), plain(x, "glm", link_approx="probit"))
+
+
 def test_gradients_in_the_input():
     model, data = regressor()
     la = fitted(model, data, "regression", enable_backprop=True)
@@ -111,7 +121,7 @@ def test_gridsearch_for_the_linearised_predictive(link, classification):
 
 def test_what_belongs_to_gaussians_says_so(classification):
     la, _ = classification
-    for name in ("posterior_precision", "posterior_covariance", "H", "scatter", "square_norm"):
+    for name in ("posterior_precision", "posterior_covariance", "H", "log_det_ratio", "square_norm"):
         with pytest.raises(AttributeError, match=f"FiberLaplace has no {name}: it belongs to Gaussian posteriors"):
             getattr(la, name)
     with pytest.raises(AttributeError, match="has no attribute 'posterior_presicion'"):
