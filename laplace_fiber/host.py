@@ -69,6 +69,8 @@ backend, backend_kwargs, asdl_fisher_kwargs
     ) -> None:
         if likelihood not in LIKELIHOODS:
             raise ValueError(f"likelihood: expected one of {LIKELIHOODS}, got {likelihood!r}.")
+        if isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
+            raise ValueError(f"model: expected the network itself, got a {type(model).__name__}; pass model.module.")
         network = NetworkFunction(model, subset, engine)
         if likelihood != "regression" and not bool(torch.all(torch.as_tensor(sigma_noise) == 1)):
             raise ValueError(

@@ -1,4 +1,4 @@
-"""Shapes in signatures are checked at run time in all tests."""
+"""Shapes in signatures are checked at run time in all tests; fitted posteriors that several files look at."""
 
 import jaxtyping
 import pytest
@@ -7,7 +7,21 @@ import torch
 with jaxtyping.install_import_hook("laplace_fiber", "shapes.check"):
     import laplace_fiber  # noqa: F401
 
+from problems import classifier, fitted, regressor
+
 
 @pytest.fixture(autouse=True)
 def _one_thread():
     torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="module")
+def classification():
+    model, data = classifier()
+    return fitted(model, data), data
+
+
+@pytest.fixture(scope="module")
+def regression():
+    model, data = regressor()
+    return fitted(model, data, "regression", sigma_noise=0.2), data

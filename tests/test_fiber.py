@@ -14,21 +14,7 @@ from problems import FAST, classifier, fitted, flat_problem, loader, regressor
 from torch import nn
 
 from laplace_fiber import FiberLaplace, FitReport, FixedRefinement, SampledPosterior, TrajectorySampler
-
-FORMS = ("latent", "states", "line", "gaussian")
-
-
-@pytest.fixture(scope="module")
-def classification():
-    model, data = classifier()
-    return fitted(model, data), data
-
-
-@pytest.fixture(scope="module")
-def regression():
-    model, data = regressor()
-    return fitted(model, data, "regression", sigma_noise=0.2), data
-
+from laplace_fiber.paths import FORMS
 
 # --- the plugin seam -------------------------------------------------------------------------------------------------
 
@@ -424,6 +410,11 @@ def test_a_network_that_is_not_at_a_minimum_is_reported_with_its_gradient():
     gradient = torch.cat([g.flatten() for g in torch.autograd.grad(objective, list(model.parameters()))])
     assert la.report.gradient_norm == pytest.approx(float(gradient.norm()), rel=1e-9)
     assert 0.2 < la.report.balanced_prior_precision < 5
+
+
+def test_a_data_parallel_wrapper_is_refused():
+    with pytest.raises(ValueError, match=r"got a DataParallel; pass model\.module"):
+        FiberLaplace(nn.DataParallel(classifier()[0]), "classification")
 
 
 def test_errors_before_fit():

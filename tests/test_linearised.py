@@ -8,19 +8,7 @@ from laplace import FullLaplace
 from laplace.curvature import AsdlEF, AsdlGGN, BackPackEF, BackPackGGN, CurvlinopsEF, CurvlinopsGGN
 from problems import classifier, fitted, regressor
 
-FORMS = ("latent", "states", "line", "gaussian")
-
-
-@pytest.fixture(scope="module")
-def classification():
-    model, data = classifier()
-    return fitted(model, data), data
-
-
-@pytest.fixture(scope="module")
-def regression():
-    model, data = regressor()
-    return fitted(model, data, "regression", sigma_noise=0.2), data
+from laplace_fiber.paths import FORMS
 
 
 def jacobians(la, x):
