@@ -16,6 +16,7 @@ from laplace.curvature import CurvlinopsGGN
 from scipy.sparse.linalg import eigsh
 from torch import Tensor, nn
 from torch.func import jvp, vmap
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.data import DataLoader
 
 from laplace_fiber.data import Batch
@@ -36,20 +37,33 @@ def subspace_jacobian(
 ) -> tuple[Float[Tensor, "b *c r"], Float[Tensor, "b *c"]]:
     """J(x) Vᵀ and f(θ, x): one Jacobian-vector product per row of V, ``chunk_size`` of them at a time.
 
-    ``keep_graph`` leaves both differentiable with respect to ``x``.
+    Where a layer has no forward-mode derivative, central differences take the products' place. ``keep_graph`` leaves
+    both results differentiable with respect to ``x``.
     """
 
-    def product(v: Tensor) -> Tensor:
-        tangent: Tensor = jvp(lambda t: network.one(t, x, **model_kwargs), (theta,), (v,))[1]
+    def outputs_at(t: Tensor) -> Tensor:
+        return network.one(t, x, **model_kwargs)
+
+    def exact(v: Tensor) -> Tensor:
+        tangent: Tensor = jvp(outputs_at, (theta,), (v,))[1]
         return tangent
 
-    with torch.set_grad_enabled(keep_graph), network.evaluation():
-        outputs = network.one(theta, x, **model_kwargs)
+    def by_differences(v: Tensor) -> Tensor:
+        # The step that balances rounding (ε/h) against curvature (h²), in the size of the weights.
+        length = torch.finfo(v.dtype).eps ** (1 / 3) * (1 + theta.abs().max())
+        step = length / v.norm().clamp(min=torch.finfo(v.dtype).tiny)
+        return (outputs_at(theta + step * v) - outputs_at(theta - step * v)) / (2 * step)
+
+    # Fused attention has no forward-mode derivative.
+    with torch.set_grad_enabled(keep_graph), network.evaluation(), sdpa_kernel(SDPBackend.MATH):
+        outputs = outputs_at(theta)
+        try:
+            exact(torch.zeros_like(theta))
+        except NotImplementedError:
+            return torch.stack([by_differences(v) for v in directions], -1), outputs
         if network.resolved_engine() == "loop":
-            tangents = torch.stack([product(v) for v in directions])
-        else:
-            tangents = vmap(product, chunk_size=chunk_size)(directions)
-    return tangents.movedim(0, -1), outputs
+            return torch.stack([exact(v) for v in directions], -1), outputs
+        return vmap(exact, chunk_size=chunk_size)(directions).movedim(0, -1), outputs
 
 
 def subspace_ggn(
@@ -66,7 +80,7 @@ def subspace_ggn(
     """
     total: Tensor = torch.zeros((), dtype=torch.float64, device=theta.device)
     for x, _ in (block for batch in data for block in batch.blocks):
-        jacobian, outputs = subspace_jacobian(network, theta, basis, x)
+        jacobian, outputs = subspace_jacobian(network, theta, basis.to(theta), x)
         rows = jacobian.flatten(0, -3) if jacobian.ndim > 3 else jacobian
         if likelihood != "regression":
             rows = _softmax_hessian_root(outputs.flatten(0, -2)).mT @ rows

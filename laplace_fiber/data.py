@@ -8,7 +8,6 @@ from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader
 
 from laplace_fiber.weights import Inputs
 
@@ -44,7 +43,7 @@ class TrainingData:
 
     def __init__(
         self,
-        loader: DataLoader[Any],
+        loader: Iterable[Any],
         device: torch.device,
         batch: Literal["auto", "full", "loader"] = "auto",
         dict_key_y: str = "labels",
@@ -58,8 +57,9 @@ class TrainingData:
         if first is None or len(first[1]) == 0:
             raise ValueError("train_loader: expected at least one data point, got an empty loader.")
         self.first = first
-        self.n_data = self._count()
-        self.full = batch == "full" or (batch == "auto" and self.n_data <= FULL_BATCH_LIMIT)
+        self.full = batch == "full" or (batch == "auto" and self._at_most() <= FULL_BATCH_LIMIT)
+        # Counted as they come: a sampler or drop_last may leave out part of the data set.
+        self.n_data = self.everything().size if self.full else sum(len(y) for _, y in self._pass(0))
 
     def __getstate__(self) -> dict[str, Any]:
         # A running pass cannot be copied or pickled; the next walk starts a new one.
@@ -93,7 +93,8 @@ class TrainingData:
     def everything(self) -> Batch:
         """All data, gathered once, with equal-shaped tensors joined into blocks of up to 10,000 points."""
         if self._everything is None:
-            self._everything = Batch(list(_joined(self._pass(0))), self.n_data)
+            blocks = list(_joined(self._pass(0)))
+            self._everything = Batch(blocks, sum(len(y) for _, y in blocks))
         return self._everything
 
     def some(self, n_points: int) -> Batch:
@@ -105,9 +106,9 @@ class TrainingData:
                 break
         return Batch(blocks, sum(len(y) for _, y in blocks))
 
-    def _count(self) -> int:
+    def _at_most(self) -> int:
         try:
-            return len(self.loader.dataset)  # type: ignore[arg-type]
+            return len(self.loader.dataset)  # type: ignore[attr-defined]
         except (TypeError, AttributeError):
             return sum(len(y) for _, y in self._pass(0))
 
@@ -171,7 +172,8 @@ def moved(value: Any, device: torch.device) -> Any:
             result[key] = moved(value[key], device)
         return result
     if isinstance(value, (list, tuple)):
-        return type(value)(moved(item, device) for item in value)
+        items = [moved(item, device) for item in value]
+        return type(value)(*items) if hasattr(value, "_fields") else type(value)(items)
     return value
 
 

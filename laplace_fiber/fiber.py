@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import warnings
+from collections.abc import Iterable
 from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
 
 from laplace_fiber.curvature import SubspaceCurvature, subspace_ggn
 from laplace_fiber.data import TrainingData
@@ -104,7 +104,7 @@ backend, backend_kwargs, asdl_fisher_kwargs
             raise ValueError(f"posterior: expected one of {FORMS}, got {form!r}.")
         self._posterior = form
 
-    def fit(self, train_loader: DataLoader[Any], override: bool = True, progress_bar: bool = False) -> None:
+    def fit(self, train_loader: Iterable[Any], override: bool = True, progress_bar: bool = False) -> None:
         """Walk, find the walk's subspace, and train the autoencoder; then write :attr:`report`.
 
         Parameters
@@ -178,7 +178,7 @@ backend, backend_kwargs, asdl_fisher_kwargs
         points = fitted.points(self.posterior, self.position, self.walk_share)
         if len(points) > points.shape[1]:
             points = torch.linalg.qr(points, mode="r").R * (points.shape[1] / len(points)) ** 0.5
-        return points @ fitted.subspace.basis / len(points) ** 0.5
+        return (points @ fitted.subspace.basis / len(points) ** 0.5).to(fitted.subspace.origin)
 
     @property
     def walk_share(self) -> float:
@@ -216,6 +216,7 @@ backend, backend_kwargs, asdl_fisher_kwargs
         if prior_precision is not None:
             self.prior_precision = prior_precision
         if sigma_noise is not None:
+            self.check_noise_applies(sigma_noise)
             self.sigma_noise = sigma_noise
         fitted, curvature = self._require_fit(), self._subspace_curvature()
         tau, theta = self.prior_precision_diag, fitted.subspace.origin

@@ -71,11 +71,12 @@ backend, backend_kwargs, asdl_fisher_kwargs
             raise ValueError(f"likelihood: expected one of {LIKELIHOODS}, got {likelihood!r}.")
         if isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
             raise ValueError(f"model: expected the network itself, got a {type(model).__name__}; pass model.module.")
-        network = NetworkFunction(model, subset, engine)
-        if likelihood != "regression" and not bool(torch.all(torch.as_tensor(sigma_noise) == 1)):
+        if isinstance(model, torch.jit.ScriptModule):
             raise ValueError(
-                f"sigma_noise: expected 1 for {likelihood} (only regression has noise), got {sigma_noise}."
+                "model: expected a Python module, got a TorchScript one, which runs with its own weights; pass the "
+                "module that it was made from."
             )
+        network = NetworkFunction(model, subset, engine)
         super().__init__(
             model,
             likelihood,
@@ -89,11 +90,13 @@ backend, backend_kwargs, asdl_fisher_kwargs
         )
         if not temperature > 0:
             raise ValueError(f"temperature: expected a positive number, got {temperature}.")
+        self.check_noise_applies(sigma_noise)
         self.sigma_noise = sigma_noise
         self.likelihood: str = Likelihood(likelihood).value  # an enum member compares equal, but prints otherwise
         self._backend: CurvatureInterface | None = None
         self.network = network
         self._jacobians_from_backend = backend is not None
+        self._model_kwargs: dict[str, Any] = {}
         self.params = network.tensors
         self.n_params = network.n_params
         # An index subset cuts through tensors, so "one precision per layer" can only mean one per weight.
@@ -112,7 +115,7 @@ backend, backend_kwargs, asdl_fisher_kwargs
 
     @sigma_noise.setter
     def sigma_noise(self, value: float | Tensor) -> None:
-        sigma = torch.as_tensor(value, device=self._device, dtype=self._dtype)
+        sigma = _numbers(value, "sigma_noise", dtype=self._dtype, device=self._device)
         if sigma.ndim > 1 or sigma.numel() == 0 or not bool(torch.all(torch.isfinite(sigma) & (sigma > 0))):
             raise ValueError(f"sigma_noise: expected one positive value, or one per output, got {value}.")
         self._sigma_noise = sigma[0] if sigma.shape == (1,) else sigma
@@ -125,7 +128,7 @@ backend, backend_kwargs, asdl_fisher_kwargs
 
     @prior_precision.setter
     def prior_precision(self, value: float | Tensor) -> None:
-        values = torch.as_tensor(value).detach()
+        values = _numbers(value, "prior_precision").detach()
         if not bool(torch.all(torch.isfinite(values) & (values > 0))):
             raise ValueError(f"prior_precision: expected positive finite values, got {value}.")
         if values.ndim > 1 or values.numel() not in (1, self.n_layers, self.n_params):
@@ -189,6 +192,13 @@ backend, backend_kwargs, asdl_fisher_kwargs
     def _loss_likelihood(self) -> str:
         return "regression" if self.likelihood == "regression" else "classification"
 
+    def check_noise_applies(self, sigma_noise: Any) -> None:
+        """Refuse observation noise where the likelihood has none."""
+        if self.likelihood != "regression" and not bool(torch.all(_numbers(sigma_noise, "sigma_noise") == 1)):
+            raise ValueError(
+                f"sigma_noise: expected 1 for {self.likelihood}, as only regression has noise; got {sigma_noise}."
+            )
+
     def _check_noise(self, n_outputs: int) -> None:
         if self.sigma_noise.numel() not in (1, n_outputs):
             raise ValueError(
@@ -213,3 +223,10 @@ backend, backend_kwargs, asdl_fisher_kwargs
                 f"{getattr(generator, 'device', generator)}; build it with torch.Generator(device)."
             )
         return generator
+
+
+def _numbers(value: Any, name: str, **options: Any) -> Tensor:
+    try:
+        return torch.as_tensor(value, **options)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ValueError(f"{name}: expected a number or a tensor, got {value!r}.") from error

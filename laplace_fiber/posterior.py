@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import warnings
 from abc import ABC, abstractmethod
+from collections.abc import Iterable
 from typing import Any, cast
 
 import torch
 from jaxtyping import Float
 from laplace.utils import LinkApprox
 from torch import Tensor
-from torch.utils.data import DataLoader
 
 from laplace_fiber import predictive
 from laplace_fiber.curvature import subspace_jacobian
@@ -34,7 +34,7 @@ class SampledPosterior(HostedPosterior, ABC):
     """
 
     @abstractmethod
-    def fit(self, train_loader: DataLoader[Any], override: bool = True, progress_bar: bool = False) -> None:
+    def fit(self, train_loader: Iterable[Any], override: bool = True, progress_bar: bool = False) -> None:
         """Fit the posterior to the data the model was trained on."""
 
     @abstractmethod
@@ -83,7 +83,12 @@ class SampledPosterior(HostedPosterior, ABC):
         if pred_type == "glm" and not (classes and link_approx == "mc"):
             self._require_mean()
             kind = "classification" if classes else "regression"
-            moments = self._glm_forward_call(moved(x, self._device), kind, joint, link_approx, 1, diagonal_output)
+            # laplace-torch's link approximations take no arguments of the network: they wait here for the hook below.
+            self._model_kwargs = model_kwargs
+            try:
+                moments = self._glm_forward_call(moved(x, self._device), kind, joint, link_approx, 1, diagonal_output)
+            finally:
+                self._model_kwargs = {}
             return cast("Tensor | tuple[Tensor, Tensor]", moments)
         samples = self._functions(x, pred_type, n_samples, generator, **model_kwargs)
         return predictive.class_probabilities(samples) if classes else predictive.mean_and_variance(samples)
@@ -158,7 +163,7 @@ class SampledPosterior(HostedPosterior, ABC):
         lr: float = 1e-1,
         init_prior_prec: float | Tensor = 1.0,
         prior_structure: str = "scalar",
-        val_loader: DataLoader[Any] | None = None,
+        val_loader: Iterable[Any] | None = None,
         loss: Loss | None = None,
         log_prior_prec_min: float = -4,
         log_prior_prec_max: float = 4,
@@ -235,11 +240,15 @@ class SampledPosterior(HostedPosterior, ABC):
         Jacobians are those of ``backend`` if one was given, else products with the second moment's factor.
         """
         factor, mean = self.spread_factor(), self._require_mean()
-        if self._jacobians_from_backend:
+        # Asdl's Jacobians have no graph; laplace-torch leaves that backend aside here, too.
+        graph_missing = self.enable_backprop and "asdl" in self._backend_cls.__name__.lower()
+        if self._jacobians_from_backend and not graph_missing and not self._model_kwargs:
             full, outputs = self.backend.jacobians(x, enable_backprop=self.enable_backprop)
             jacobian = full[..., self.network.positions().to(full.device)] @ factor.T
         else:
-            jacobian, outputs = subspace_jacobian(self.network, mean, factor, x, keep_graph=self.enable_backprop)
+            jacobian, outputs = subspace_jacobian(
+                self.network, mean, factor, x, keep_graph=self.enable_backprop, **self._model_kwargs
+            )
         if jacobian.ndim != 3:
             raise ValueError(
                 f"pred_type='glm': expected outputs (batch, classes), got {tuple(outputs.shape)}; use 'nn'."

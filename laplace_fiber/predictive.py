@@ -33,7 +33,7 @@ def function_samples(
         return torch.cat([network.many(rows, x, **model_kwargs) for rows in chunks])
 
 
-def class_probabilities(samples: Float[Tensor, "s b c"]) -> Float[Tensor, "b c"]:
+def class_probabilities(samples: Float[Tensor, "s b *c"]) -> Float[Tensor, "b *c"]:
     """Softmax of each function sample, averaged: the Bayesian model average."""
     return samples.softmax(-1).mean(0)
 

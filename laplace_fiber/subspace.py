@@ -25,7 +25,7 @@ class Subspace:
     origin
         θ_MAP.
     basis
-        V, with orthonormal rows.
+        V, with orthonormal rows, in float32 at least.
     """
 
     origin: Float[Tensor, " p"]
@@ -33,11 +33,11 @@ class Subspace:
 
     def to_weights(self, coordinates: Float[Tensor, "*s r"]) -> Float[Tensor, "*s p"]:
         """Weight vectors of coordinates."""
-        return self.origin + coordinates.to(self.basis) @ self.basis
+        return self.origin + (coordinates.to(self.basis) @ self.basis).to(self.origin)
 
     def to_coordinates(self, weights: Float[Tensor, "*s p"]) -> Float[Tensor, "*s r"]:
         """Coordinates of (the projections of) weight vectors."""
-        return (weights - self.origin) @ self.basis.T
+        return (weights - self.origin).to(self.basis) @ self.basis.T
 
 
 def span_of(states: Float[Tensor, "n t p"], relative_cutoff: float = 1e-6) -> tuple[Subspace, Float[Tensor, "n t r"]]:
@@ -70,8 +70,9 @@ def span_of(states: Float[Tensor, "n t p"], relative_cutoff: float = 1e-6) -> tu
     else:
         raw = torch.cat([(vectors / squares.sqrt()).T @ b.double() for b in rows.split(COLUMN_BLOCK, dim=1)], dim=1)
         basis = _orthonormalised(raw)
-    subspace = Subspace(origin.clone(), basis.to(origin.dtype))
-    return subspace, ((states - origin).double() @ basis.T).to(origin.dtype)
+    # In float32 at least: coordinates are trained on and decoded, for which half precision is too short.
+    dtype = torch.promote_types(origin.dtype, torch.float32)
+    return Subspace(origin.clone(), basis.to(dtype)), ((states - origin).double() @ basis.T).to(dtype)
 
 
 def _gram(rows: Float[Tensor, "a b"]) -> Float[Tensor, "a a"]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
@@ -11,7 +11,6 @@ import torchmetrics
 from jaxtyping import Float
 from laplace.utils import validate
 from torch import Tensor
-from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from laplace_fiber import predictive
@@ -38,7 +37,7 @@ class ValidationLoss:
     """
 
     def __init__(
-        self, posterior: SampledPosterior, loader: DataLoader[Any], loss: Loss | None, prediction: dict[str, Any]
+        self, posterior: SampledPosterior, loader: Iterable[Any], loss: Loss | None, prediction: dict[str, Any]
     ) -> None:
         self.posterior, self.loader, self.loss, self.prediction = posterior, loader, loss, prediction
 

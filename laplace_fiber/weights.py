@@ -15,6 +15,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.func import functional_call, vmap
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 Inputs: TypeAlias = Tensor | MutableMapping[str, Any]
 """What a network takes: a tensor, or the dict-like batch of a Hugging Face model."""
@@ -107,10 +108,11 @@ class NetworkFunction:
         if self.resolved_engine() == "loop":
             return loop()
         try:
-            batched: Tensor = vmap(lambda theta: self.one(theta, x, **model_kwargs))(thetas)
+            with _batched_throughout():
+                batched: Tensor = vmap(lambda theta: self.one(theta, x, **model_kwargs))(thetas)
         except torch.OutOfMemoryError:
             raise
-        except (RuntimeError, ValueError, NotImplementedError) as reason:
+        except (RuntimeError, ValueError, NotImplementedError, UserWarning) as reason:
             looped = loop()  # an error of the network itself is raised here, as the network raises it
             warnings.warn(f"torch.func.vmap cannot batch this network ({_first_line(reason)}): looping.", stacklevel=2)
             self.engine = "loop"
@@ -128,10 +130,14 @@ class NetworkFunction:
     def evaluation(self) -> Iterator[None]:
         """Eval mode (batch-norm statistics frozen, dropout off) while inside; each module's own mode afterwards."""
         modes = [(m, m.training) for m in self.model.modules()]
+        # The fused layers that eval mode switches on have neither derivatives nor batching rules.
+        fused = torch.backends.mha.get_fastpath_enabled()
+        torch.backends.mha.set_fastpath_enabled(False)
         self.model.eval()
         try:
             yield
         finally:
+            torch.backends.mha.set_fastpath_enabled(fused)
             for module, mode in modes:
                 module.training = mode
 
@@ -162,6 +168,14 @@ class NetworkFunction:
                 f"subset='last_layer': expected {self.last_layer!r} (the last one registered) to run last, "
                 f"got {called[-1]!r}; name the layer yourself with subset=[{called[-1]!r}]."
             )
+
+
+@contextmanager
+def _batched_throughout() -> Iterator[None]:
+    """Let vmap fail where it would loop inside: over fused attention (the plain form is taken), or with a warning."""
+    with sdpa_kernel(SDPBackend.MATH), warnings.catch_warnings():
+        warnings.filterwarnings("error", message="There is a performance drop", category=UserWarning)
+        yield
 
 
 def _last_layer_name(model: nn.Module) -> str:

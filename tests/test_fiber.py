@@ -556,3 +556,22 @@ def test_marglik_with_a_precision_per_layer_or_weight(structure):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         la.sample(2)
+
+
+def test_values_that_are_no_numbers_are_refused():
+    model, _ = classifier()
+    for name in ("prior_precision", "sigma_noise"):
+        with pytest.raises(ValueError, match=f"{name}: expected a number or a tensor, got 'much'"):
+            FiberLaplace(model, "regression", **{name: "much"})
+
+
+def test_noise_for_classes_is_refused_in_the_evidence(classification):
+    with pytest.raises(ValueError, match="sigma_noise: expected 1 for classification"):
+        classification[0].log_marginal_likelihood(sigma_noise=torch.tensor(0.5))
+
+
+def test_last_layer_by_name_as_in_laplace_torch():
+    model, _ = classifier()
+    assert Laplace(model, "classification", hessian_structure="fiber", last_layer_name="0").network.names[0] == "0.weight"
+    with pytest.raises(ValueError, match="feature_reduction: expected None"):
+        Laplace(model, "classification", hessian_structure="fiber", feature_reduction="pick_last")
