@@ -67,10 +67,11 @@ def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 def mean_and_error(values: Sequence[float]) -> str:
     """Mean ± standard error, the latter where there are two values or more."""
-    mean = f"{statistics.fmean(values):.3f}"
+    mean = statistics.fmean(values)
+    form = ".3f" if abs(mean) < 1e5 else ".1e"
     if len(values) < 2:
-        return mean
-    return f"{mean} ± {statistics.stdev(values) / math.sqrt(len(values)):.3f}"
+        return f"{mean:{form}}"
+    return f"{mean:{form}} ± {statistics.stdev(values) / math.sqrt(len(values)):{form}}"
 
 
 def _records(folder: Path) -> list[Record]:

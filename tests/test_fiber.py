@@ -572,6 +572,7 @@ def test_noise_for_classes_is_refused_in_the_evidence(classification):
 
 def test_last_layer_by_name_as_in_laplace_torch():
     model, _ = classifier()
-    assert Laplace(model, "classification", hessian_structure="fiber", last_layer_name="0").network.names[0] == "0.weight"
+    la = Laplace(model, "classification", hessian_structure="fiber", last_layer_name="0")
+    assert la.network.names == ("0.weight", "0.bias")
     with pytest.raises(ValueError, match="feature_reduction: expected None"):
         Laplace(model, "classification", hessian_structure="fiber", feature_reduction="pick_last")
