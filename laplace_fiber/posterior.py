@@ -86,10 +86,9 @@ class SampledPosterior(HostedPosterior, ABC):
             # laplace-torch's link approximations take no arguments of the network: they wait here for the hook below.
             self._model_kwargs = model_kwargs
             try:
-                moments = self._glm_forward_call(moved(x, self._device), kind, joint, link_approx, 1, diagonal_output)
+                return self._linearised_moments(moved(x, self._device), kind, joint, link_approx, diagonal_output)
             finally:
                 self._model_kwargs = {}
-            return cast("Tensor | tuple[Tensor, Tensor]", moments)
         samples = self._functions(x, pred_type, n_samples, generator, **model_kwargs)
         return predictive.class_probabilities(samples) if classes else predictive.mean_and_variance(samples)
 
@@ -231,6 +230,18 @@ class SampledPosterior(HostedPosterior, ABC):
         return predictive.function_samples(
             self.network, thetas, inputs, self.chunk_size, self.enable_backprop, **model_kwargs
         )
+
+    def _linearised_moments(
+        self, x: Inputs, kind: str, joint: bool, link_approx: str, diagonal_output: bool
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        moments = self._glm_forward_call(x, kind, joint, link_approx, 1, diagonal_output)
+        if not isinstance(moments, Tensor) or "bridge" not in link_approx:
+            return cast("tuple[Tensor, Tensor]", moments)
+        # Where the variance vanishes the Laplace bridge divides by zero; probit has its limit, the plain softmax.
+        valid = (moments >= 0).all(-1) & ((moments.sum(-1) - 1).abs() < 1e-2)
+        if bool(valid.all()):
+            return moments
+        return torch.where(valid[..., None], moments, self._glm_forward_call(x, kind, joint, "probit", 1))
 
     def _glm_predictive_distribution(
         self, x: Inputs, joint: bool = False, diagonal_output: bool = False

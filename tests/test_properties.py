@@ -348,6 +348,26 @@ def test_linearised_moments_agree_with_one_another(data):
         torch.testing.assert_close(la(x, "glm", joint=True)[1] / unit, joint / unit)
 
 
+@pytest.mark.parametrize("link", LINKS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_links_at_extremes(link, dtype):
+    """Outputs that do not vary, and logits whose exponentials overflow."""
+    model = nn.Linear(3, 3).to(dtype)
+    with torch.no_grad():
+        model.weight.copy_(torch.diag(torch.tensor([800.0, 1.0, -800.0])))
+        model.bias.copy_(torch.tensor([1.0, 0.0, -1.0]))
+    la = FiberLaplace(model, "classification", subset=torch.tensor([0, 4, 8]), sampler=SHORT, autoencoder=TINY)
+    la.fit(loader(torch.eye(3, dtype=dtype), torch.tensor([0, 1, 0])))
+    constant = la(torch.zeros(1, 3, dtype=dtype), "glm", link_approx=link)
+    check_probabilities(constant)
+    assert bool((constant[0].diff() < 0).all())
+    if not link.startswith("bridge"):
+        torch.testing.assert_close(constant, model.bias.detach().softmax(-1)[None])
+    large = la(torch.eye(3, dtype=dtype), "glm", link_approx=link)
+    check_probabilities(large)
+    assert int(large[0].argmax()) == 0
+
+
 # --- any settings: valid ones work, others are refused ---------------------------------------------------------------
 
 numbers = st.one_of(st.none(), st.sampled_from([0.0, -1.0, math.nan, math.inf, 1e-3, 0.5, 10.0]))
