@@ -135,6 +135,12 @@ def batches_of(loader: Iterable[Any], seed: int = 0) -> Iterator[Any]:
         yield batch
 
 
+class MissingTargetsError(KeyError, ValueError):
+    """A dict-like batch without the targets' key: a ``KeyError``, as laplace-torch raises, with a readable message."""
+
+    __str__ = ValueError.__str__
+
+
 def pairs(
     batches: Iterable[Any], device: torch.device, dict_key_y: str = "labels", name: str = "train_loader"
 ) -> Iterator[tuple[Inputs, Tensor]]:
@@ -143,12 +149,12 @@ def pairs(
     Raises
     ------
     ValueError
-        A batch is neither a pair (x, y) nor a mapping that holds ``dict_key_y``.
+        A batch is neither a pair (x, y) nor a mapping that holds ``dict_key_y`` (then also a ``KeyError``).
     """
     for batch in batches:
         if isinstance(batch, MutableMapping):
             if dict_key_y not in batch:
-                raise ValueError(
+                raise MissingTargetsError(
                     f"{name}: expected targets under {dict_key_y!r}, got the keys {sorted(batch)}; set dict_key_y."
                 )
             inputs = moved(batch, device)

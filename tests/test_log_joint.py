@@ -98,6 +98,8 @@ def test_loaders():
         TrainingData([(torch.ones(1),) * 3], device)
     with pytest.raises(ValueError, match=r"expected targets under 'labels', got the keys \['x', 'y'\]; set dict_key_y"):
         TrainingData([{"x": torch.ones(1), "y": torch.ones(1)}], device)
+    with pytest.raises(KeyError):
+        TrainingData([{"x": torch.ones(1), "y": torch.ones(1)}], device)
     dicts = [{"x": x, "target": y} for x, y in data]
     assert TrainingData(dicts, device, dict_key_y="target").n_data == len(data.dataset)
     del model
