@@ -119,7 +119,7 @@ class LogJoint:
 
         def by_differences(v: Tensor) -> Tensor:
             # The step that balances rounding (ε/h) against curvature's change (h²), in the size of the weights.
-            step = torch.finfo(v.dtype).eps ** (1 / 3) * (1 + float(rows.abs().max()))
+            step = torch.finfo(v.dtype).eps ** (1 / 3) * (1 + theta.detach().abs().max())
             _, gradients = self.value_and_grad(torch.cat([rows.detach() + step * v, rows.detach() - step * v]), batch)
             return (gradients[0] - gradients[1]) / (2 * step)
 
