@@ -46,12 +46,12 @@ class FiberFit:
 
     def share_for(self, prior_precision: Float[Tensor, " p"]) -> float:
         """Share ρ ≤ 1 of the walk for another prior: its radius √(Σ 1/τ) over that of the walk."""
-        radii = [(1 / tau.double()).sum().sqrt() for tau in (prior_precision, self.prior_precision)]
+        radii = [(1 / tau.double()).sum().sqrt() for tau in (prior_precision.detach(), self.prior_precision)]
         return min(1.0, float(radii[0] / radii[1]))
 
     def missing_reach(self, prior_precision: Float[Tensor, " p"]) -> float:
         """How many times wider than the walked one another prior is, where it is widest; 1 if it is nowhere."""
-        wider = float((self.prior_precision / prior_precision).max().sqrt())
+        wider = float((self.prior_precision / prior_precision.detach()).max().sqrt())
         return wider if wider > 1 + REACH_TOLERANCE else 1.0
 
     def warn_of_changes(self, sigma_noise: Tensor, temperature: float) -> None:
