@@ -18,17 +18,24 @@ from laplace_fiber.weights import Engine, NetworkFunction, Subset
 
 LIKELIHOODS = tuple(kind.value for kind in Likelihood)
 
-GAUSSIAN_ONLY = (
-    "H",
-    "posterior_precision",
-    "posterior_covariance",
-    "posterior_variance",
-    "posterior_scale",
-    "log_det_posterior_precision",
-    "log_det_ratio",
-    "square_norm",
-)
-"""Public names of laplace-torch's Gaussian posteriors that mean nothing for samples."""
+_MOMENTS = "sample() and its moments, or spread_factor() for the second moment of the weights"
+
+ELSEWHERE = {
+    "H": _MOMENTS,
+    "posterior_precision": _MOMENTS,
+    "posterior_covariance": _MOMENTS,
+    "posterior_variance": _MOMENTS,
+    "posterior_scale": _MOMENTS,
+    "log_det_posterior_precision": "log_marginal_likelihood()",
+    "log_det_ratio": "log_marginal_likelihood()",
+    "square_norm": _MOMENTS,
+    "functional_variance_fast": "la(x, pred_type='glm', diagonal_output=True)",
+    "mean_subnet": "mean, which covers the moving weights only",
+    "n_params_subnet": "n_params, which counts the moving weights only",
+    "assemble_full_samples": "network.named(theta), the weight tensors of one sample",
+    "gp_kernel_prior_variance": _MOMENTS,
+}
+"""Public names of laplace-torch's other posteriors that mean nothing for samples, and what to use instead."""
 
 
 class HostedPosterior(BaseLaplace):  # type: ignore[misc]
@@ -159,10 +166,9 @@ backend, backend_kwargs, asdl_fisher_kwargs
         return self.prior_precision_diag.log().sum()
 
     def __getattr__(self, name: str) -> Any:
-        if name in GAUSSIAN_ONLY:
+        if name in ELSEWHERE:
             raise AttributeError(
-                f"{type(self).__name__} has no {name}: it belongs to Gaussian posteriors. Use sample() and its "
-                "moments, or spread_factor() for the second moment of the weights."
+                f"{type(self).__name__} is known by its samples and has no {name}; use {ELSEWHERE[name]}."
             )
         raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
 
