@@ -20,7 +20,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.data import DataLoader
 
 from laplace_fiber.data import Batch
-from laplace_fiber.weights import Inputs, NetworkFunction
+from laplace_fiber.weights import Inputs, NetworkFunction, difference_step
 
 EIGENVALUE_FLOOR = 1e-6
 """Curvature below this is rounding; laplace-torch's low-rank flavour takes logarithms of what is kept."""
@@ -49,9 +49,7 @@ def subspace_jacobian(
         return tangent
 
     def by_differences(v: Tensor) -> Tensor:
-        # The step that balances rounding (ε/h) against curvature (h²), in the size of the weights.
-        length = torch.finfo(v.dtype).eps ** (1 / 3) * (1 + theta.abs().max())
-        step = length / v.norm().clamp(min=torch.finfo(v.dtype).tiny)
+        step = difference_step(theta) / v.norm().clamp(min=torch.finfo(v.dtype).tiny)
         return (outputs_at(theta + step * v) - outputs_at(theta - step * v)) / (2 * step)
 
     # Fused attention has no forward-mode derivative.

@@ -218,12 +218,10 @@ backend, backend_kwargs, asdl_fisher_kwargs
         if sigma_noise is not None:
             self.check_noise_applies(sigma_noise)
             self.sigma_noise = sigma_noise
-        fitted, curvature = self._require_fit(), self._subspace_curvature()
-        tau, theta = self.prior_precision_diag, fitted.subspace.origin
-        prior_energy = 0.5 * ((theta - self.prior_mean).square() * tau).sum()
+        curvature = self._subspace_curvature()
         factor = self._H_factor.expand(len(curvature.ggn)) if self._H_factor.ndim == 0 else self._H_factor
-        ratio = curvature.log_determinant_ratio(tau, factor)
-        evidence: Tensor = self.log_likelihood - prior_energy - 0.5 * ratio.to(theta.dtype)
+        ratio = curvature.log_determinant_ratio(self.prior_precision_diag, factor)
+        evidence: Tensor = self.log_likelihood - 0.5 * self.scatter - 0.5 * ratio.to(self._require_mean())
         return evidence
 
     def state_dict(self) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from laplace_fiber.data import Batch
-from laplace_fiber.weights import NetworkFunction
+from laplace_fiber.weights import NetworkFunction, difference_step
 
 
 @dataclass(frozen=True)
@@ -118,8 +118,7 @@ class LogJoint:
             return result[0]
 
         def by_differences(v: Tensor) -> Tensor:
-            # The step that balances rounding (ε/h) against curvature's change (h²), in the size of the weights.
-            step = torch.finfo(v.dtype).eps ** (1 / 3) * (1 + theta.detach().abs().max())
+            step = difference_step(theta)
             _, gradients = self.value_and_grad(torch.cat([rows.detach() + step * v, rows.detach() - step * v]), batch)
             return (gradients[0] - gradients[1]) / (2 * step)
 

@@ -170,6 +170,11 @@ class NetworkFunction:
             )
 
 
+def difference_step(theta: Float[Tensor, " p"]) -> Float[Tensor, ""]:
+    """Length of a central difference's step: rounding (ε/h) against curvature (h²), in the weights' size."""
+    return torch.finfo(theta.dtype).eps ** (1 / 3) * (1 + theta.detach().abs().max())
+
+
 @contextmanager
 def _batched_throughout() -> Iterator[None]:
     """Let vmap fail where it would loop inside: over fused attention (the plain form is taken), or with a warning."""
