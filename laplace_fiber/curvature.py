@@ -22,6 +22,9 @@ from torch.utils.data import DataLoader
 from laplace_fiber.data import Batch
 from laplace_fiber.weights import Inputs, NetworkFunction, difference_step
 
+COLUMNS = 65_536
+"""Columns of a basis that are held in float64 at a time."""
+
 EIGENVALUE_FLOOR = 1e-6
 """Curvature below this is rounding; laplace-torch's low-rank flavour takes logarithms of what is kept."""
 
@@ -45,10 +48,11 @@ def subspace_jacobian(
         return network.one(t, x, **model_kwargs)
 
     def exact(v: Tensor) -> Tensor:
-        tangent: Tensor = jvp(outputs_at, (theta,), (v,))[1]
+        tangent: Tensor = jvp(outputs_at, (theta,), (v.to(theta),))[1]
         return tangent
 
     def by_differences(v: Tensor) -> Tensor:
+        v = v.to(theta)
         step = difference_step(theta) / v.norm().clamp(min=torch.finfo(v.dtype).tiny)
         return (outputs_at(theta + step * v) - outputs_at(theta - step * v)) / (2 * step)
 
@@ -78,7 +82,7 @@ def subspace_ggn(
     """
     total: Tensor = torch.zeros((), dtype=torch.float64, device=theta.device)
     for x, _ in (block for batch in data for block in batch.blocks):
-        jacobian, outputs = subspace_jacobian(network, theta, basis.to(theta), x)
+        jacobian, outputs = subspace_jacobian(network, theta, basis, x)
         rows = jacobian.flatten(0, -3) if jacobian.ndim > 3 else jacobian
         if likelihood != "regression":
             rows = _softmax_hessian_root(outputs.flatten(0, -2)).mT @ rows
@@ -118,8 +122,10 @@ class SubspaceCurvature:
         return torch.logdet(scaled + prior) - torch.logdet(prior)
 
     def _prior(self, tau: Float[Tensor, " p"]) -> Float[Tensor, "r r"]:
-        basis = self.basis.double()
-        return (basis * tau) @ basis.T
+        total = torch.zeros(len(self.basis), len(self.basis), dtype=torch.float64, device=tau.device)
+        for block, weights in zip(self.basis.split(COLUMNS, dim=1), tau.split(COLUMNS), strict=True):
+            total += (block.double() * weights) @ block.double().T
+        return total
 
     @functools.cached_property
     def _eigenvalues(self) -> Float[Tensor, " r"]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Iterator, MutableMapping
+from collections.abc import Iterable, Iterator, MutableMapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -20,6 +20,17 @@ class Batch(NamedTuple):
 
     blocks: list[tuple[Inputs, Tensor]]
     size: int
+
+    def tensors(self) -> list[Tensor] | None:
+        """Inputs and targets of all blocks one after another; None where some inputs are no tensors."""
+        flat = [part for block in self.blocks for part in block if isinstance(part, Tensor)]
+        return flat if len(flat) == 2 * len(self.blocks) else None
+
+    def with_tensors(self, flat: Sequence[Tensor]) -> Batch:
+        """The batch with other tensors in the order of :meth:`tensors`; itself if none are given."""
+        if not flat:
+            return self
+        return Batch(list(zip(flat[::2], flat[1::2], strict=True)), self.size)
 
 
 class TrainingData:
@@ -51,7 +62,7 @@ class TrainingData:
     ) -> None:
         self.loader, self.device, self.dict_key_y, self.seed = loader, device, dict_key_y, seed
         self._stream: Iterator[tuple[Inputs, Tensor]] | None = None
-        self._epoch = 0
+        self._epoch = self._taken = 0
         self._everything: Batch | None = None
         first = next(self._pass(0), None)
         if first is None or len(first[1]) == 0:
@@ -70,13 +81,27 @@ class TrainingData:
         if self.full:
             return self.everything()
         if self._stream is None:
-            self._epoch += 1
+            self._epoch, self._taken = self._epoch + 1, 0
             self._stream = self._pass(self._epoch)
         block = next(self._stream, None)
         if block is None:
             self._stream = None
             return self.next_batch()
+        self._taken += 1
         return Batch([block], len(block[1]))
+
+    @property
+    def position(self) -> tuple[int, int]:
+        """Passes begun by :meth:`next_batch`, and batches taken of the present one."""
+        return self._epoch, self._taken
+
+    def skip_to(self, epoch: int, taken: int) -> None:
+        """Go on as after ``taken`` batches of the given pass."""
+        if self.full or epoch == 0:
+            return
+        self._stream, self._epoch, self._taken = self._pass(epoch), epoch, taken
+        for _ in range(taken):
+            next(self._stream)
 
     def epoch(self) -> Iterator[Batch]:
         """One pass over all data."""
@@ -88,7 +113,7 @@ class TrainingData:
 
     def restart(self) -> None:
         """Begin again with the first batch of the first pass."""
-        self._stream, self._epoch = None, 0
+        self._stream, self._epoch, self._taken = None, 0, 0
 
     def everything(self) -> Batch:
         """All data, gathered once, with equal-shaped tensors joined into blocks of up to 10,000 points."""

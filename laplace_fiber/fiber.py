@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import dataclasses
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from laplace_fiber.curvature import SubspaceCurvature, subspace_ggn
 from laplace_fiber.data import TrainingData
+from laplace_fiber.distributed import Ranks
 from laplace_fiber.fiber_fit import FiberFit
 from laplace_fiber.fit_report import FitReport, report_on
 from laplace_fiber.latent import LatentAutoencoder
@@ -20,11 +21,13 @@ from laplace_fiber.log_joint import check_shapes
 from laplace_fiber.paths import FORMS, PositionLaw, PosteriorForm, UniformPosition
 from laplace_fiber.posterior import SampledPosterior
 from laplace_fiber.state import checked_origin
-from laplace_fiber.subspace import span_of
 from laplace_fiber.trajectories import TrajectorySampler
 from laplace_fiber.weights import Subset
 
 STATE_VERSION = 1
+
+KEPT_BYTES = 2**28
+"""Size up to which the last samples drawn without a generator are kept."""
 
 
 class FiberLaplace(SampledPosterior):
@@ -133,21 +136,36 @@ backend, backend_kwargs, asdl_fisher_kwargs
                 outputs = self.network.one(theta, data.first[0])
             check_shapes(outputs, data.first[1], self.likelihood)
             self._check_noise(outputs.shape[-1])
-            joint = self._joint(data.n_data, self.sampler.chunk_size)
-            walk = self.sampler.walk(joint, theta, data, progress_bar)
-            subspace, states = span_of(walk.states)
-            lines = self.autoencoder.fit(states, progress_bar)
-            report = report_on(joint, walk, subspace, states, lines, data)
-            residuals = joint.unit_losses(theta, data.epoch())
-        self.mean, self.loss, self.residuals = theta, float(residuals.sum()), residuals
-        self.n_data, self.n_outputs = data.n_data, outputs.shape[-1]
+            try:
+                self._fit(theta, data, progress_bar)
+            except ValueError:
+                raise  # refused before any work: an earlier fit stays
+            except BaseException:
+                self.mean = self._fitted = self.report = None  # not an old fit under the name of an interrupted one
+                raise
+        self.n_outputs = outputs.shape[-1]
+        if self.report is not None:
+            for message in self.report.warnings:
+                warnings.warn(message, stacklevel=2)
+
+    def _fit(self, theta: Float[Tensor, " p"], data: TrainingData, progress_bar: bool) -> None:
+        joint = self._joint(data.n_data)
+        walk = self.sampler.walk(replace(joint, autocast=self.sampler.autocast), theta, data, progress_bar)
+        ranks = Ranks(self.sampler.distributed)
+        lines = self.autoencoder.fit(walk.coordinates, progress_bar and ranks.first)
+        ranks.share_first([walk.coordinates, *lines.tensors()])
+        report = report_on(replace(joint, chunk_size=walk.group_size), walk, lines, data)
+        residuals = joint.unit_losses(theta, data.epoch())
+        noise = self.sigma_noise.detach().clone()
         self._fitted = FiberFit(
-            subspace, states, lines, joint.prior_precision.clone(), self.sigma_noise.detach().clone(), self.temperature
+            walk.subspace, walk.coordinates, lines, joint.prior_precision.clone(), noise, self.temperature
         )
+        self.n_data, self.loss, self.residuals = data.n_data, float(residuals.sum()), residuals
         self._curvature, self._data, self._backend = None, data, None
-        self.report = report
-        for message in report.warnings:
-            warnings.warn(message, stacklevel=2)
+        self._forget_predictions()
+        self.mean, self.report = theta, report
+        if self.sampler.checkpoint is not None and ranks.first:
+            self.sampler.checkpoint.remove()
 
     def sample(self, n_samples: int = 100, generator: torch.Generator | None = None) -> Float[Tensor, "s p"]:
         """Draw weight samples.
@@ -166,11 +184,29 @@ backend, backend_kwargs, asdl_fisher_kwargs
         ValueError
             ``n_samples`` below 1, or a generator on another device.
         """
+        return torch.cat(list(self.sample_groups(n_samples, n_samples, generator)))
+
+    def sample_groups(
+        self, n_samples: int, size: int, generator: torch.Generator | None = None
+    ) -> Iterator[Float[Tensor, "g p"]]:
+        """:meth:`sample`, ``size`` rows at a time: decoded only when they are asked for.
+
+        Samples drawn without a generator are kept, if they are small enough, until others are asked for.
+        """
+        repeats = generator is None
         generator = self._generator(generator, n_samples, self.sampler.seed)
         fitted, share = self._require_fit(), self.walk_share
         fitted.warn_of_changes(self.sigma_noise.detach(), self.temperature)
+        asked = (n_samples, self.posterior, repr(self.position), share, self.sampler.seed)
+        if repeats and self._kept is not None and self._kept[0] == asked:
+            yield from self._kept[1].clone().split(size)
+            return
         coordinates = fitted.draw(self.posterior, self.position, share, n_samples, generator)
-        return fitted.subspace.to_weights(coordinates)
+        if repeats and n_samples * self.n_params * self._dtype.itemsize <= KEPT_BYTES:
+            self._kept = asked, fitted.subspace.to_weights(coordinates)
+            yield from self._kept[1].clone().split(size)
+            return
+        yield from (fitted.subspace.to_weights(rows) for rows in coordinates.split(size))
 
     def spread_factor(self) -> Float[Tensor, "k p"]:
         """L with Lᵀ L the posterior's second moment of the weights about the MAP, exact up to quadrature in s."""
@@ -178,7 +214,7 @@ backend, backend_kwargs, asdl_fisher_kwargs
         points = fitted.points(self.posterior, self.position, self.walk_share)
         if len(points) > points.shape[1]:
             points = torch.linalg.qr(points, mode="r").R * (points.shape[1] / len(points)) ** 0.5
-        return (points @ fitted.subspace.basis / len(points) ** 0.5).to(fitted.subspace.origin)
+        return fitted.subspace.directions(points / len(points) ** 0.5)
 
     @property
     def walk_share(self) -> float:
@@ -259,12 +295,13 @@ backend, backend_kwargs, asdl_fisher_kwargs
         for name in ("prior_precision", "prior_mean", "sigma_noise", "temperature", "loss", "n_data", "n_outputs"):
             setattr(self, name, state_dict[name])
         self.mean, self.posterior = mean, state_dict["posterior"]
-        self.sampler = dataclasses.replace(self.sampler, seed=state_dict["seed"])
+        self.sampler = replace(self.sampler, seed=state_dict["seed"])
         self._fitted = FiberFit.from_state(state_dict, mean)
         ggn = state_dict["ggn"]
         self._curvature = None if ggn is None else SubspaceCurvature(ggn.to(mean.device), self._fitted.subspace.basis)
         self.residuals = state_dict["residuals"].to(mean.device)
         self._data = self.report = None
+        self._forget_predictions()
 
     def _identity(self) -> dict[str, Any]:
         """What a saved state and the object that loads it must agree on."""

@@ -9,19 +9,18 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from laplace_fiber.data import TrainingData
+from laplace_fiber.data import Batch, TrainingData
 from laplace_fiber.latent import LatentLines
 from laplace_fiber.log_joint import LogJoint
 from laplace_fiber.paths import WalkCurves
 from laplace_fiber.predictive import function_samples
 from laplace_fiber.subspace import Subspace
 from laplace_fiber.trajectories import Trajectories
-from laplace_fiber.weights import Inputs
 
-POINTS = 2000
+POINTS = 1000
 """The report's losses are measured on the first loader batches holding this many training points."""
 
-PARTICLES = 16
+PARTICLES = 8
 POSITIONS = (0.1, 0.25, 0.5, 0.75, 1.0)
 
 
@@ -29,8 +28,8 @@ POSITIONS = (0.1, 0.25, 0.5, 0.75, 1.0)
 class FitReport:
     """Figures of a fit; ``print`` it.
 
-    Losses are training negative log-likelihoods per data point and posterior sample, on up to 2000 points, at the
-    shares ``positions`` of the walk, averaged over up to 16 particles.
+    Losses are training negative log-likelihoods per data point and posterior sample, on up to 1000 points, at the
+    shares ``positions`` of the walk, averaged over up to 8 particles.
 
     Attributes
     ----------
@@ -51,6 +50,10 @@ class FitReport:
         Share of refinement steps that were taken back.
     gradient_evaluations
         Per particle.
+    group_size
+        Particles evaluated together; fix it with ``chunk_size`` for results that repeat to the last bit.
+    basis_rank
+        Dimension of the walk's subspace.
     lost_particles, n_particles
         Particles stopped early by an objective that was not finite, of how many.
     gradient_norm, gradient_imbalance
@@ -74,6 +77,8 @@ class FitReport:
     distance: float
     rejected_share: float
     gradient_evaluations: float
+    group_size: int
+    basis_rank: int
     lost_particles: int
     n_particles: int
     gradient_norm: float
@@ -133,6 +138,7 @@ class FitReport:
             f"Walk of {self.n_particles} particles to reach {self.reach:.3g}, ending {self.distance:.3g} from the MAP",
             f"  {self.gradient_evaluations:.0f} gradient evaluations per particle, {self.rejected_share:.0%} of "
             f"refinement steps rejected, {self.lost_particles} particles lost",
+            f"  subspace of {self.basis_rank} dimensions, {self.group_size} particles evaluated together",
             row("share of the walk", (0.0, *self.positions)),
             row("objective J/n", (self.objective_map, *self.objective_walk)),
             row("train NLL, walk", (self.nll_map, *self.nll_walk)),
@@ -146,21 +152,15 @@ class FitReport:
         return "\n".join(lines + [f"  ! {sentence}" for sentence in self.advice()])
 
 
-def report_on(
-    joint: LogJoint,
-    walk: Trajectories,
-    subspace: Subspace,
-    states: Float[Tensor, "n t r"],
-    lines: LatentLines,
-    data: TrainingData,
-) -> FitReport:
+def report_on(joint: LogJoint, walk: Trajectories, lines: LatentLines, data: TrainingData) -> FitReport:
     """Measure a fit. Call inside the network's evaluation mode."""
-    batch = data.some(POINTS)
+    batch, states, origin = data.some(POINTS), walk.coordinates, walk.subspace.origin
     n, last = min(PARTICLES, len(states)), states.shape[1] - 1
     trajectory = torch.arange(n, device=states.device).repeat(len(POSITIONS))
     s = torch.tensor(POSITIONS, device=states.device, dtype=states.dtype).repeat_interleave(n)
-    on_walk = subspace.to_weights(WalkCurves(states).coordinates(trajectory, s))
-    decoded = subspace.to_weights(lines.coordinates(trajectory, s))
+    on_walk = _Measured(joint, walk.subspace, WalkCurves(states).coordinates(trajectory, s), batch)
+    decoded = _Measured(joint, walk.subspace, lines.coordinates(trajectory, s), batch)
+    trained = _Measured(joint, walk.subspace, states[0, :1], batch)
 
     def by_position(values: Tensor) -> tuple[float, ...]:
         return tuple(values.view(len(POSITIONS), n).mean(1).tolist())
@@ -168,25 +168,24 @@ def report_on(
     everyone = torch.arange(len(states), device=states.device).repeat_interleave(last + 1)
     knots = torch.linspace(0, 1, last + 1, device=states.device, dtype=states.dtype).repeat(len(states))
     missed = (lines.coordinates(everyone, knots) - states.flatten(0, 1)).square().sum(-1).mean()
-    imbalance, balanced = _balance(joint, subspace.origin, data)
+    imbalance, balanced = _balance(joint, origin, data)
     lost = int((walk.lost_at <= last).sum())
-    with torch.no_grad():
-        objective = torch.cat([joint.objective(rows, batch) for rows in on_walk.split(n)])
-        objective_map = float(joint.objective(subspace.origin[None], batch))
     return FitReport(
-        objective_map=objective_map,
-        nll_map=float(joint.nll(subspace.origin[None], batch)),
+        objective_map=float(trained.objective),
+        nll_map=float(trained.nll),
         positions=POSITIONS,
-        objective_walk=by_position(objective),
-        nll_walk=by_position(joint.nll(on_walk, batch)),
-        nll_decoded=by_position(joint.nll(decoded, batch)),
-        predictive_gap=_predictive_gap(joint, on_walk, decoded, batch.blocks[0][0]),
+        objective_walk=by_position(on_walk.objective),
+        nll_walk=by_position(on_walk.nll),
+        nll_decoded=by_position(decoded.nll),
+        predictive_gap=_predictive_gap(joint, on_walk.prediction, decoded.prediction),
         reconstruction_error=float((missed / states.square().sum(-1).mean().clamp(min=1e-30)).sqrt()),
         straightness=lines.straightness,
         reach=walk.reach,
         distance=float(states[:, -1].norm(dim=-1).mean()),
         rejected_share=walk.rejected_share,
         gradient_evaluations=walk.gradient_evaluations,
+        group_size=walk.group_size,
+        basis_rank=states.shape[-1],
         lost_particles=lost,
         n_particles=len(states),
         gradient_norm=walk.gradient_norm,
@@ -234,10 +233,24 @@ def _balance(joint: LogJoint, origin: Float[Tensor, " p"], data: TrainingData) -
     return float(imbalance), float(best) if best > 0 else None
 
 
-def _predictive_gap(joint: LogJoint, on_walk: Tensor, decoded: Tensor, x: Inputs) -> float:
-    sets = (function_samples(joint.network, thetas, x, joint.chunk_size) for thetas in (on_walk, decoded))
+def _predictive_gap(joint: LogJoint, on_walk: Tensor, decoded: Tensor) -> float:
+    difference = (on_walk - decoded).abs()
     if joint.likelihood == "regression":
-        walk_mean, decoded_mean = (f.mean(0) for f in sets)
-        return float(((walk_mean - decoded_mean).abs() / joint.sigma_noise).mean())
-    walk_probs, decoded_probs = (f.softmax(-1).mean(0) for f in sets)
-    return float(0.5 * (walk_probs - decoded_probs).abs().sum(-1).mean())
+        return float((difference / joint.sigma_noise).mean())
+    return float(0.5 * difference.sum(-1).mean())
+
+
+class _Measured:
+    """Objective and loss at each of some points of a subspace, and their averaged prediction of the first block."""
+
+    def __init__(self, joint: LogJoint, subspace: Subspace, coordinates: Float[Tensor, "k r"], batch: Batch) -> None:
+        objective, nll = [], []
+        total: Tensor = torch.zeros((), device=coordinates.device)
+        for rows in coordinates.split(joint.chunk_size or len(coordinates)):
+            theta = subspace.to_weights(rows)
+            data_term = joint.data_term(theta, batch)
+            objective.append((data_term + joint.prior_energy(theta)) / joint.n_data)
+            nll.append(joint.nll_of(data_term, batch))
+            outputs = function_samples(joint.network, theta, batch.blocks[0][0])
+            total = total + (outputs if joint.likelihood == "regression" else outputs.softmax(-1)).sum(0)
+        self.objective, self.nll, self.prediction = torch.cat(objective), torch.cat(nll), total / len(coordinates)

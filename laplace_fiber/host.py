@@ -14,6 +14,8 @@ from laplace.utils import Likelihood
 from torch import Tensor, nn
 
 from laplace_fiber.log_joint import LogJoint
+from laplace_fiber.predictive import RECORD_AFTER
+from laplace_fiber.recording import Recorder
 from laplace_fiber.weights import Engine, NetworkFunction, Subset
 
 LIKELIHOODS = tuple(kind.value for kind in Likelihood)
@@ -104,6 +106,7 @@ backend, backend_kwargs, asdl_fisher_kwargs
         self.network = network
         self._jacobians_from_backend = backend is not None
         self._model_kwargs: dict[str, Any] = {}
+        self._forget_predictions()
         self.params = network.tensors
         self.n_params = network.n_params
         # An index subset cuts through tensors, so "one precision per layer" can only mean one per weight.
@@ -113,6 +116,19 @@ backend, backend_kwargs, asdl_fisher_kwargs
         self.chunk_size = chunk_size
         self.mean: Float[Tensor, " p"] | None = None
         self.residuals: Float[Tensor, " c"]  # Σ ℓ at the MAP with σ = 1, per output; set by fit
+
+    def _forget_predictions(self) -> None:
+        """Drop what is kept to make repeated predictions fast."""
+        self._prediction_groups: dict[tuple[Any, ...], int] = {}
+        self._recorder = Recorder(after=RECORD_AFTER)
+        self._kept: tuple[tuple[Any, ...], Float[Tensor, "s p"]] | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {k: v for k, v in self.__dict__.items() if k not in ("_prediction_groups", "_recorder", "_kept")}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._forget_predictions()
 
     @property
     def sigma_noise(self) -> Float[Tensor, ""] | Float[Tensor, " c"]:

@@ -18,6 +18,19 @@ from tqdm import tqdm
 
 MOST_LINE_UNITS = 2048
 
+WINDOW = 10
+"""Training steps over which the reconstruction is averaged to see whether it still improves; without a closed form,
+when the decoder has to learn the small coordinates, five times as many."""
+
+FIRST_WINDOWS = 5
+"""No stall is seen before so many windows: the contrastive terms come first."""
+
+STALLED = 0.9
+"""Training has stalled when a window's reconstruction error is not below this share of the best one before."""
+
+PLAIN_STALLS = 4
+"""Without a closed form, the learning rate is cut to a third at each stall, until this many."""
+
 NEGATIVE_EPSILON = 1e-3
 """ε inside the logarithm of the contrastive term."""
 
@@ -36,8 +49,13 @@ class LatentAutoencoder:
         Dimension of the latent space.
     width
         Units in each of the two hidden layers of encoder and decoder.
-    n_steps, batch_size, learning_rate
-        Of Adam (learning rate decayed to zero by a cosine); ``batch_size`` counts states.
+    leading
+        Train on this many leading principal coordinates of the states, enough to lay out the trajectories; the closed
+        form then decodes to all coordinates. Without closed form, and for ``None``, training sees all.
+    n_steps
+        At most so many steps of Adam; training stops by itself when the reconstruction no longer improves.
+    batch_size, learning_rate
+        Of Adam; ``batch_size`` counts pairs of successive states.
     lambda_plus, lambda_minus
         Weights λ₊ and λ₋. The paper's λ₊ multiplies (‖·‖ − 1/T)², hence equals this one times T².
     closed_form
@@ -55,9 +73,10 @@ class LatentAutoencoder:
 
     latent_size: int = 32
     width: int = 256
-    n_steps: int = 100
+    leading: int | None = 64
+    n_steps: int = 2000
     batch_size: int = 128
-    learning_rate: float = 2e-3
+    learning_rate: float = 4e-3
     lambda_plus: float = 1.0
     lambda_minus: float = 0.3
     closed_form: bool = True
@@ -72,8 +91,10 @@ class LatentAutoencoder:
         for name in ("lambda_plus", "lambda_minus"):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"{name}: expected a number >= 0, got {getattr(self, name)}.")
-        if self.line_units is not None and self.line_units < 1:
-            raise ValueError(f"line_units: expected at least 1 or None, got {self.line_units}.")
+        for name in ("line_units", "leading"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name}: expected at least 1 or None, got {value}.")
 
     def fit(self, coordinates: Float[Tensor, "n t r"], progress_bar: bool = False) -> LatentLines:
         """Train on the coordinates of a walk's states and return its latent lines.
@@ -86,13 +107,16 @@ class LatentAutoencoder:
         generator = torch.Generator().manual_seed(self.seed)
         scale = coordinates.double().square().sum(-1).mean().sqrt().clamp(min=1e-30).to(coordinates)
         states = coordinates / scale
-        r = states.shape[-1]
+        shown = states
+        if self.closed_form and self.leading is not None and self.leading < states.shape[-1]:
+            shown = _leading_coordinates(states, self.leading, generator)
+        r = shown.shape[-1]
         encoder = _mlp([r, self.width, self.width, self.latent_size], generator).to(states)
         decoder = _mlp([self.latent_size, self.width, self.width, r], generator).to(states)
         with torch.enable_grad():
-            self._train(encoder, decoder, states, generator, progress_bar)
+            self._train(encoder, decoder, shown, generator, progress_bar)
         with torch.no_grad():
-            latent = encoder(states)
+            latent = encoder(shown)
             lines = LatentLines(decoder, latent[0, 0], latent[:, -1], scale, straightness(latent))
             if self.closed_form:
                 units = self.line_units or min(math.ceil(1.2 * states[..., 0].numel()), MOST_LINE_UNITS)
@@ -106,24 +130,31 @@ class LatentAutoencoder:
         # Successive states that are equal belong to a particle that was lost: no distance to preserve there.
         moving = (states[:, 1:] != states[:, :-1]).any(-1)
         optimizer = torch.optim.Adam([*encoder.parameters(), *decoder.parameters()], lr=self.learning_rate)
-        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, self.n_steps)
-        bar = tqdm(range(self.n_steps), desc="autoencoder", disable=not progress_bar)
+        width, stalls = (WINDOW, 1) if self.closed_form else (5 * WINDOW, PLAIN_STALLS)
+        best, window = math.inf, states.new_zeros(())
+        bar = tqdm(range(1, self.n_steps + 1), desc="autoencoder", disable=not progress_bar)
         for step in bar:
             i, j = _draw(n, self.batch_size, generator), _draw(t - 1, self.batch_size, generator)
-            i2, j2 = _draw(n, self.batch_size, generator), _draw(t, self.batch_size, generator)
-            here, after, other = (encoder(s) for s in (states[i, j], states[i, j + 1], states[i2, j2]))
+            here, after = encoder(torch.stack([states[i, j], states[i, j + 1]]))
             positive = (((after - here).norm(dim=-1) * (t - 1) - 1).square() * moving[i, j]).mean()
-            # Distances of zero (the same state drawn twice) have no gradient.
-            distance = (here - other).square().sum(-1).clamp(min=1e-24).sqrt()
+            # Any two states: those of different pairs. Distances of zero (a state drawn twice) have no gradient.
+            distance = (here - after.roll(1, 0)).square().sum(-1).clamp(min=1e-24).sqrt()
             negative = -(distance + NEGATIVE_EPSILON).log().mean()
             reconstruction = (decoder(after) - states[i, j + 1]).square().sum(-1).mean()
             loss = self.lambda_plus * positive + self.lambda_minus * negative + reconstruction
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
-            schedule.step()
-            if progress_bar and step % 10 == 0:
-                bar.set_postfix(reconstruction=f"{float(reconstruction):.2e}")
+            window += reconstruction.detach() / width
+            if step % width == 0:
+                mean = float(window)
+                bar.set_postfix(reconstruction=f"{mean:.2e}")
+                if step >= FIRST_WINDOWS * width and not mean < STALLED * best:
+                    stalls -= 1
+                    optimizer.param_groups[0]["lr"] /= 3
+                if stalls == 0:
+                    break
+                best, window = min(best, mean), torch.zeros_like(window)
 
 
 class LatentLines:
@@ -207,10 +238,26 @@ def _decoder_of_lines(
     features = torch.cat([features, features.new_ones(len(features), 1)], dim=1)
     normal = features.T @ features
     normal += ridge * normal.diagonal().mean() * torch.eye(len(normal), dtype=normal.dtype, device=normal.device)
-    solution = torch.linalg.solve(normal, features.T @ states.reshape(-1, r).double())
+    solution = torch.cholesky_solve(features.T @ states.reshape(-1, r).double(), torch.linalg.cholesky(normal))
     last.weight.copy_(solution[:-1].T)
     last.bias.copy_(solution[-1])
     return nn.Sequential(first, nn.ReLU(), hidden, nn.ReLU(), last)
+
+
+def _leading_coordinates(states: Float[Tensor, "n t r"], k: int, generator: torch.Generator) -> Float[Tensor, "n t k"]:
+    """Coordinates along the k leading principal directions, by randomised subspace iteration.
+
+    Source: Halko, Martinsson and Tropp (2011), algorithms 4.4 and 5.1. The states stand in the MAP's coordinates and
+    are not centred.
+    """
+    flat = states.flatten(0, 1)
+    probes = torch.randn(flat.shape[1], min(k + 10, flat.shape[1]), generator=generator, dtype=torch.float64)
+    directions = torch.linalg.qr(probes.to(flat))[0]
+    for _ in range(2):
+        directions = torch.linalg.qr(flat.T @ (flat @ directions))[0]
+    projected = flat @ directions
+    rotation = torch.linalg.svd(projected, full_matrices=False)[2][:k]
+    return (projected @ rotation.T).unflatten(0, states.shape[:2])
 
 
 def _mlp(sizes: list[int], generator: torch.Generator) -> nn.Sequential:

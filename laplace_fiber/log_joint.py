@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -19,6 +21,17 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from laplace_fiber.data import Batch
 from laplace_fiber.weights import NetworkFunction, difference_step
+
+
+class Evaluation(NamedTuple):
+    """The objective at each weight vector."""
+
+    value: Float[Tensor, " n"]
+    """J(θ)/n_data."""
+    grad: Float[Tensor, "n p"]
+    """Its gradient."""
+    data_term: Float[Tensor, " n"]
+    """H Σ ℓ over all data, estimated from the batch."""
 
 
 @dataclass(frozen=True)
@@ -39,6 +52,8 @@ class LogJoint:
         Observation noise (regression; one value or one per output) and likelihood temperature.
     chunk_size
         At most this many weight vectors are evaluated together (memory); ``None`` takes all.
+    autocast
+        Lower precision for the network's forward and backward passes (``torch.autocast``); losses stay in full.
     """
 
     network: NetworkFunction
@@ -49,13 +64,19 @@ class LogJoint:
     sigma_noise: Float[Tensor, ""] | Float[Tensor, " c"] | float = 1.0
     temperature: float = 1.0
     chunk_size: int | None = None
+    autocast: torch.dtype | None = None
 
     def losses(self, thetas: Float[Tensor, "n p"], batch: Batch) -> Float[Tensor, " n"]:
         """Σ ℓ over the batch for each θ. Differentiable."""
         total = thetas.new_zeros(len(thetas))
         for x, y in batch.blocks:
-            outputs = self.network.many(thetas, x)
-            total = total + vmap(lambda f, y=y: summed_loss(f, y, self.likelihood, self.sigma_noise))(outputs)
+            with self._precision():
+                outputs = self.network.many(thetas, x)
+            outputs = outputs.to(thetas.dtype)
+            if len(outputs) == 1:
+                total = total + summed_loss(outputs[0], y, self.likelihood, self.sigma_noise)
+            else:
+                total = total + vmap(lambda f, y=y: summed_loss(f, y, self.likelihood, self.sigma_noise))(outputs)
         return total
 
     def prior_energy(self, thetas: Float[Tensor, "n p"]) -> Float[Tensor, " n"]:
@@ -67,25 +88,40 @@ class LogJoint:
         data_term = self.losses(thetas, batch) / (self.temperature * batch.size)
         return data_term + self.prior_energy(thetas) / self.n_data
 
+    def evaluate(self, thetas: Float[Tensor, "n p"], batch: Batch) -> Evaluation:
+        """Objective, gradient and data term per θ: one backward pass through the sum, since the rows do not interact.
+
+        All rows together, whatever ``chunk_size``.
+        """
+        rows = thetas.detach().requires_grad_()
+        with torch.enable_grad():
+            loss = self.losses(rows, batch) / (self.temperature * batch.size)
+            (grad,) = torch.autograd.grad(loss.sum(), rows)
+        loss, offset = loss.detach(), thetas - self.prior_mean
+        pull = offset * self.prior_precision
+        energy = 0.5 * (offset * pull).sum(-1)
+        return Evaluation(loss + energy / self.n_data, grad + pull / self.n_data, loss * self.n_data)
+
     def value_and_grad(
         self, thetas: Float[Tensor, "n p"], batch: Batch
     ) -> tuple[Float[Tensor, " n"], Float[Tensor, "n p"]]:
-        """J(θ)/n_data and its gradient per θ: one backward pass through the sum, since the rows do not interact."""
-
-        def chunk(rows: Tensor) -> tuple[Tensor, Tensor]:
-            rows = rows.detach().requires_grad_()
-            with torch.enable_grad():
-                value = self.objective(rows, batch)
-                (grad,) = torch.autograd.grad(value.sum(), rows)
-            return value.detach(), grad
-
-        values, grads = zip(*(chunk(rows) for rows in self._chunks(thetas)), strict=True)
+        """J(θ)/n_data and its gradient per θ, ``chunk_size`` rows at a time."""
+        values, grads, _ = zip(*(self.evaluate(rows, batch) for rows in self._chunks(thetas)), strict=True)
         return torch.cat(values), torch.cat(grads)
+
+    def data_term(self, thetas: Float[Tensor, "n p"], batch: Batch) -> Float[Tensor, " n"]:
+        """H Σ ℓ over all data, estimated from the batch."""
+        with torch.no_grad():
+            losses = torch.cat([self.losses(rows, batch) for rows in self._chunks(thetas)])
+        return losses * (self.n_data / (self.temperature * batch.size))
 
     def nll(self, thetas: Float[Tensor, "n p"], batch: Batch) -> Float[Tensor, " n"]:
         """−log p(y | x, θ) per data point (σ's normalising constant included, temperature left out)."""
-        with torch.no_grad():
-            losses = torch.cat([self.losses(rows, batch) for rows in self._chunks(thetas)]) / batch.size
+        return self.nll_of(self.data_term(thetas, batch), batch)
+
+    def nll_of(self, data_term: Float[Tensor, " n"], batch: Batch) -> Float[Tensor, " n"]:
+        """:meth:`nll` from :meth:`data_term`."""
+        losses = data_term * (self.temperature / self.n_data)
         if self.likelihood != "regression":
             return losses
         return losses + log_normaliser(self.sigma_noise, batch.blocks[0][1]).to(losses)
@@ -128,6 +164,11 @@ class LogJoint:
             return by_differences
         return exact
 
+    def _precision(self) -> AbstractContextManager[object]:
+        if self.autocast is None:
+            return nullcontext()
+        return torch.autocast(self.network.tensors[0].device.type, self.autocast)
+
     def _chunks(self, thetas: Tensor) -> tuple[Tensor, ...]:
         # A loop gains nothing from rows evaluated together, and would keep all their graphs alive.
         size = 1 if self.network.resolved_engine() == "loop" else self.chunk_size or len(thetas)
@@ -140,7 +181,8 @@ def summed_loss(
     """Σ ℓ over a batch: cross-entropy, or half the squared error in units of the noise."""
     if likelihood == "regression":
         return 0.5 * ((outputs - y) / sigma_noise).square().sum()
-    return functional.cross_entropy(outputs.flatten(0, -2), y.flatten(), reduction="sum")
+    log_probabilities = functional.log_softmax(outputs, -1)
+    return -log_probabilities.gather(-1, y[..., None]).sum()
 
 
 def log_normaliser(sigma_noise: Tensor | float, y: Tensor) -> Float[Tensor, ""]:

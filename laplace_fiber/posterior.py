@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any, cast
 
 import torch
@@ -15,6 +15,7 @@ from torch import Tensor
 from laplace_fiber import predictive
 from laplace_fiber.curvature import subspace_jacobian
 from laplace_fiber.data import moved
+from laplace_fiber.engines import TRIAL_ROWS, group_size
 from laplace_fiber.host import HostedPosterior
 from laplace_fiber.linearised import linearised_samples, output_covariance, output_variance
 from laplace_fiber.tuning import Loss, ValidationLoss, search_prior_precision
@@ -40,6 +41,12 @@ class SampledPosterior(HostedPosterior, ABC):
     @abstractmethod
     def sample(self, n_samples: int = 100, generator: torch.Generator | None = None) -> Float[Tensor, "s p"]:
         """Draw weight samples, one row each, in the order of the moving weights."""
+
+    def sample_groups(
+        self, n_samples: int, size: int, generator: torch.Generator | None = None
+    ) -> Iterator[Float[Tensor, "g p"]]:
+        """:meth:`sample`, ``size`` rows at a time; methods that need not hold all samples at once override it."""
+        yield from self.sample(n_samples, generator).split(size)
 
     def __call__(
         self,
@@ -224,12 +231,30 @@ class SampledPosterior(HostedPosterior, ABC):
         if pred_type not in ("nn", "glm"):
             raise ValueError(f"pred_type: expected 'nn' or 'glm', got {pred_type!r}.")
         mean, inputs = self._require_mean(), moved(x, self._device)
-        thetas = self.sample(n_samples, generator)
         if pred_type == "glm":
+            thetas = self.sample(n_samples, generator)
             return linearised_samples(self.network, mean, thetas, inputs, self.enable_backprop, **model_kwargs)
-        return predictive.function_samples(
-            self.network, thetas, inputs, self.chunk_size, self.enable_backprop, **model_kwargs
+        self._generator(generator, n_samples)  # refuses bad arguments before any work
+        size = min(n_samples, self.chunk_size or self._prediction_group(inputs, n_samples, **model_kwargs))
+        groups = self.sample_groups(n_samples, size, generator)
+        return predictive.sampled_outputs(
+            self.network, groups, inputs, self._recorder, self.enable_backprop, **model_kwargs
         )
+
+    def _prediction_group(self, inputs: Inputs, n_samples: int, **model_kwargs: Any) -> int:
+        """How many samples are evaluated together; found out once for each shape of inputs."""
+        shape = tuple(inputs.shape) if isinstance(inputs, Tensor) else tuple(sorted(inputs))
+        key = (shape, n_samples)
+        if key not in self._prediction_groups:
+
+            def run(thetas: Tensor) -> Tensor:
+                return predictive.function_samples(self.network, thetas, inputs, keep_graph=False, **model_kwargs)
+
+            with self.network.evaluation():
+                trial = self._require_mean().repeat(min(n_samples, TRIAL_ROWS), 1)
+                size = group_size(self.network, trial, n_samples, inputs, run, **model_kwargs)
+            self._prediction_groups[key] = size
+        return self._prediction_groups[key]
 
     def _linearised_moments(
         self, x: Inputs, kind: str, joint: bool, link_approx: str, diagonal_output: bool

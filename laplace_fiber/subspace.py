@@ -1,19 +1,31 @@
 """An orthonormal basis of the span of a walk's states: everything after the walk works on coordinates in it.
 
 All states lie in θ_MAP + span of at most n·T vectors, so nothing is lost, distances stay what they are, and the cost of
-the latent autoencoder no longer depends on the number of weights.
+the latent autoencoder no longer depends on the number of weights. The basis grows with the walk, which so never holds
+more than one state per particle.
 """
 
 from __future__ import annotations
 
+import tempfile
+from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-COLUMN_BLOCK = 65_536
-"""Columns of the states that are held in float64 at a time."""
+from laplace_fiber.memory import available_bytes
+
+BLOCK_BYTES = 2**26
+"""A basis is converted to the precision of arithmetic in column blocks of this size."""
+
+SINGLE_PRECISION_LIMIT = 2**31
+"""Size in bytes up to which a basis is kept in float32 unless told otherwise; beyond, in float16."""
+
+RELATIVE_CUTOFF = 1e-6
+"""Directions shorter than this share of the longest displacement are rounding errors of float32 states."""
 
 
 @dataclass(frozen=True)
@@ -25,62 +37,186 @@ class Subspace:
     origin
         θ_MAP.
     basis
-        V, with orthonormal rows, in float32 at least.
+        V, with orthonormal rows, in float32 or more; or in float16, rounded.
     """
 
     origin: Float[Tensor, " p"]
     basis: Float[Tensor, "r p"]
 
-    def to_weights(self, coordinates: Float[Tensor, "*s r"]) -> Float[Tensor, "*s p"]:
+    def to_weights(self, coordinates: Float[Tensor, "s r"]) -> Float[Tensor, "s p"]:
         """Weight vectors of coordinates."""
-        return self.origin + (coordinates.to(self.basis) @ self.basis).to(self.origin)
+        return self.directions(coordinates).add_(self.origin)
 
-    def to_coordinates(self, weights: Float[Tensor, "*s p"]) -> Float[Tensor, "*s r"]:
+    def directions(self, coordinates: Float[Tensor, "s r"]) -> Float[Tensor, "s p"]:
+        """c V: displacements from the origin."""
+        result = self.origin.new_empty(len(coordinates), self.basis.shape[1])
+        wide = coordinates.to(torch.promote_types(self.basis.dtype, torch.float32))
+        for columns, block in _column_blocks(self.basis, wide.dtype):
+            result[:, columns] = (wide @ block).to(result)
+        return result
+
+    def to_coordinates(self, weights: Float[Tensor, "s p"]) -> Float[Tensor, "s r"]:
         """Coordinates of (the projections of) weight vectors."""
-        return (weights - self.origin).to(self.basis) @ self.basis.T
+        return _products((weights - self.origin).to(torch.promote_types(self.basis.dtype, torch.float32)), self.basis)
 
 
-def span_of(states: Float[Tensor, "n t p"], relative_cutoff: float = 1e-6) -> tuple[Subspace, Float[Tensor, "n t r"]]:
-    """The exact subspace of a walk and its states' coordinates.
-
-    Built from the eigendecomposition of the displacements' Gram matrix in float64. Only directions whose length
-    is rounding next to the longest one are left out: the small ones hold the refinement in the stiff directions.
+@dataclass(frozen=True)
+class BasisStorage:
+    """How the basis of a walk is kept.
 
     Parameters
     ----------
-    states
-        θ of each particle and step; ``states[:, 0]`` is the MAP.
-    relative_cutoff
-        Directions shorter than this share of the longest are rounding errors of float32 states.
+    dtype
+        ``None``: as the weights, in float32 at least, up to 2 GiB, in float16 beyond. In float16, a state is missed by
+        about 2e-4 of the step that the walk took to it: what a rounded row leaves over goes into the next row.
+    directory
+        Keep the basis in a file in this folder (removed with the basis) instead of in memory.
     """
-    p = states.shape[-1]
-    origin = states[0, 0]
-    rows = (states[:, 1:] - origin).reshape(-1, p)
-    if p <= len(rows):
-        gram = _gram(rows.T)
-    else:
-        gram = torch.zeros(len(rows), len(rows), dtype=torch.float64, device=rows.device)
-        for block in rows.split(COLUMN_BLOCK, dim=1):
-            gram += _gram(block)
-    squares, vectors = torch.linalg.eigh(gram)
-    kept = squares > squares[-1].clamp(min=torch.finfo(squares.dtype).tiny) * relative_cutoff**2
-    squares, vectors = squares[kept].flip(0), vectors[:, kept].flip(1)
-    if p <= len(rows):
-        basis = vectors.T
-    else:
-        raw = torch.cat([(vectors / squares.sqrt()).T @ b.double() for b in rows.split(COLUMN_BLOCK, dim=1)], dim=1)
-        basis = _orthonormalised(raw)
-    # In float32 at least: coordinates are trained on and decoded, for which half precision is too short.
-    dtype = torch.promote_types(origin.dtype, torch.float32)
-    return Subspace(origin.clone(), basis.to(dtype)), ((states - origin).double() @ basis.T).to(dtype)
+
+    dtype: torch.dtype | None = None
+    directory: str | Path | None = None
+
+    def allocate(self, rows: int, like: Float[Tensor, " p"]) -> Float[Tensor, "r p"]:
+        """Room for a basis of so many rows. Memory is taken as rows are written.
+
+        Raises
+        ------
+        MemoryError
+            The room is larger than the memory that is available.
+        """
+        wide = torch.promote_types(like.dtype, torch.float32)
+        size = rows * like.numel() * wide.itemsize
+        dtype = self.dtype or (wide if size <= SINGLE_PRECISION_LIMIT else torch.float16)
+        needed = rows * like.numel() * dtype.itemsize
+        if self.directory is not None:
+            with tempfile.NamedTemporaryFile(dir=self.directory, prefix="basis-") as file:
+                file.truncate(needed)
+                # Mapped, the file outlives its name.
+                mapped = torch.from_file(file.name, shared=True, size=rows * like.numel(), dtype=dtype)
+            return mapped.view(rows, like.numel())
+        available = available_bytes(like.device)
+        if needed > available:
+            raise MemoryError(
+                f"walk: expected {needed / 2**30:.1f} GiB for a basis of {rows} states of {like.numel()} weights in "
+                f"{dtype}, got {available / 2**30:.1f} GiB available; take fewer particles or steps, move fewer layers "
+                "(subset=), or keep the basis on disk with basis=BasisStorage(directory=...)."
+            )
+        return torch.empty(rows, like.numel(), dtype=dtype, device=like.device)
+
+
+class StreamingBasis:
+    """An orthonormal basis that grows by the displacements it is shown.
+
+    Block Gram-Schmidt with re-orthogonalisation (Giraud et al., 2005: twice is enough). Only directions whose length
+    is rounding next to the longest displacement are left out: small ones hold the refinement in the stiff directions.
+    Where there are no more weights than vectors to come, the basis is the identity.
+
+    Parameters
+    ----------
+    origin
+        θ_MAP.
+    n_vectors
+        How many displacements will be shown at most.
+    storage
+        How the basis is kept.
+    relative_cutoff
+        Length below which a new direction is left out, as a share of the longest displacement.
+    """
+
+    def __init__(
+        self,
+        origin: Float[Tensor, " p"],
+        n_vectors: int,
+        storage: BasisStorage | None = None,
+        relative_cutoff: float = RELATIVE_CUTOFF,
+    ) -> None:
+        self.origin, self.relative_cutoff = origin.clone(), relative_cutoff
+        self.identity = origin.numel() <= n_vectors
+        # In float32 at least: coordinates are trained on and decoded, for which half precision is too short.
+        self.dtype = torch.promote_types(origin.dtype, torch.float32)
+        if self.identity:
+            self._rows = torch.eye(origin.numel(), dtype=self.dtype, device=origin.device)
+        else:
+            self._rows = (storage or BasisStorage()).allocate(n_vectors, origin)
+        self.rank = len(self._rows) if self.identity else 0
+        self._longest = 0.0
+
+    @property
+    def basis(self) -> Float[Tensor, "r p"]:
+        """The rows so far."""
+        return self._rows[: self.rank]
+
+    def append(self, displacements: Float[Tensor, "n p"]) -> Float[Tensor, "n r"]:
+        """Extend the basis to span the given displacements too, and return their coordinates.
+
+        ``displacements`` is used as working memory and holds nothing of use afterwards.
+        """
+        rest = displacements.to(self.dtype)
+        if self.identity:
+            return rest.clone()
+        self._longest = max(self._longest, float(torch.linalg.vector_norm(rest, dim=1, dtype=torch.float64).max()))
+        old = self._take_out(rest)
+        squares, vectors = torch.linalg.eigh(_gram(rest))
+        kept = squares > max(self.relative_cutoff * self._longest, 1e-30) ** 2
+        kept[: -(len(self._rows) - self.rank) or None] &= len(self._rows) > self.rank
+        lengths, vectors = squares[kept].sqrt(), vectors[:, kept]
+        if len(lengths) == 0:
+            return old
+        # rest = (vectors · lengths) W and W = E V + L W', V the rows so far and W' the new ones.
+        new_rows = _transformed((vectors / lengths).T.to(rest), rest)
+        along_old = self._take_out(new_rows)
+        if float(torch.linalg.vector_norm(new_rows, dim=1).min()) < 0.7:
+            along_old += self._take_out(new_rows)
+        lower = torch.linalg.cholesky(_gram(new_rows))
+        inverse = torch.linalg.solve_triangular(lower, torch.eye(len(lower)).to(lower), upper=False)
+        self._rows[self.rank : self.rank + len(lower)] = _transformed(inverse.to(rest), new_rows)
+        self.rank += len(lower)
+        mixing = vectors * lengths
+        return torch.cat([old + mixing.to(rest) @ along_old, (mixing @ lower).to(rest)], dim=1)
+
+    def restore(self, rows: Float[Tensor, "k p"]) -> None:
+        """Append rows that :meth:`append` has made before, as they are."""
+        self._rows[self.rank : self.rank + len(rows)] = rows
+        self.rank += len(rows)
+
+    def finished(self) -> Subspace:
+        """The subspace of all vectors shown."""
+        return Subspace(self.origin, self.basis)
+
+    def _take_out(self, vectors: Float[Tensor, "n p"]) -> Float[Tensor, "n r"]:
+        """Coordinates along the rows so far; these parts of the vectors are subtracted in place."""
+        coordinates = _products(vectors, self.basis)
+        if self.rank:
+            for columns, block in _column_blocks(self.basis, vectors.dtype):
+                vectors[:, columns] -= coordinates @ block
+        return coordinates
+
+
+def _column_blocks(rows: Float[Tensor, "r p"], dtype: torch.dtype) -> Iterator[tuple[slice, Float[Tensor, "r b"]]]:
+    """The rows in ``dtype``, whole where they have it already, else some columns at a time."""
+    width = rows.shape[1] if rows.dtype == dtype else max(1, BLOCK_BYTES // (dtype.itemsize * max(len(rows), 1)))
+    for start in range(0, rows.shape[1], width):
+        columns = slice(start, start + width)
+        yield columns, rows[:, columns].to(dtype)
+
+
+def _products(vectors: Float[Tensor, "n p"], basis: Float[Tensor, "r p"]) -> Float[Tensor, "n r"]:
+    total = vectors.new_zeros(len(vectors), len(basis))
+    for columns, block in _column_blocks(basis, vectors.dtype):
+        total += vectors[:, columns] @ block.T
+    return total
 
 
 def _gram(rows: Float[Tensor, "a b"]) -> Float[Tensor, "a a"]:
-    wide = rows.double()
-    return wide @ wide.T
+    """Inner products in float64, a block of columns at a time."""
+    total = torch.zeros(len(rows), len(rows), dtype=torch.float64, device=rows.device)
+    for block in rows.split(max(1, BLOCK_BYTES // (8 * len(rows))), dim=1):
+        total += block.double() @ block.double().T
+    return total
 
 
-def _orthonormalised(rows: Float[Tensor, "r p"]) -> Float[Tensor, "r p"]:
-    """Nearly orthonormal rows made orthonormal: the Gram matrix squared their errors, one correction undoes it."""
-    lower = torch.linalg.cholesky(rows @ rows.T)
-    return torch.linalg.solve_triangular(lower, rows, upper=False)
+def _transformed(matrix: Float[Tensor, "k n"], rows: Float[Tensor, "n p"]) -> Float[Tensor, "k p"]:
+    """Matrix times rows, written into the rows' own memory."""
+    for block in rows.split(max(1, BLOCK_BYTES // (rows.dtype.itemsize * len(rows))), dim=1):
+        block[: len(matrix)] = matrix @ block
+    return rows[: len(matrix)]

@@ -12,17 +12,16 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor
-from tqdm import tqdm
 
-from laplace_fiber.data import Batch, TrainingData
+from laplace_fiber.checkpoint import Checkpoint
+from laplace_fiber.data import TrainingData
+from laplace_fiber.descent import DescentKind
 from laplace_fiber.log_joint import LogJoint
-from laplace_fiber.refinement import Refinement, RefineToLevel, Refining
-
-STEP_GROWTH = 1.1
-STEP_SHRINKAGE = {"monotone": 0.5, "spectral": 0.25}
-POWER_ITERATIONS = 20
+from laplace_fiber.refinement import Refinement, RefineToLevel
+from laplace_fiber.subspace import BasisStorage, Subspace
+from laplace_fiber.walk import Walk, normal
 
 
 @dataclass(frozen=True)
@@ -31,8 +30,10 @@ class Trajectories:
 
     Attributes
     ----------
-    states
-        θ after each drift and its refinement, t = 0 being the MAP.
+    subspace
+        The span of all states.
+    coordinates
+        Of θ after each drift and its refinement in that subspace; t = 0, the MAP, is zero.
     objective
         J(θ)/n_data at the states, each estimated on the batch of its step.
     lost_at
@@ -48,12 +49,15 @@ class Trajectories:
         Total drift length α·T, in units of the weights.
     gradient_norm
         ‖∇J(θ_MAP)‖.
+    group_size
+        How many particles were evaluated together.
     common_displacement
         Length of the mean displacement of all particles at the walk's end, as a share of the reach. Independent drifts
         leave about 1/√n; more is a pull that all particles share, such as that of a network not at a minimum of J.
     """
 
-    states: Float[Tensor, "n t p"]
+    subspace: Subspace
+    coordinates: Float[Tensor, "n t r"]
     objective: Float[Tensor, "n t"]
     lost_at: Float[Tensor, " n"]
     step_sizes: Float[Tensor, " n"]
@@ -61,7 +65,13 @@ class Trajectories:
     gradient_evaluations: float
     reach: float
     gradient_norm: float
+    group_size: int
     common_displacement: float
+
+    @property
+    def states(self) -> Float[Tensor, "n t p"]:
+        """θ of every particle and step; n · (T + 1) · p numbers, for small networks."""
+        return self.subspace.to_weights(self.coordinates.flatten(0, 1)).unflatten(0, self.coordinates.shape[:2])
 
 
 @dataclass(frozen=True)
@@ -89,9 +99,22 @@ class TrajectorySampler:
         Data behind each refinement: ``"full"``, the ``"loader"``'s batches (one per drift, so that a step is judged on
         the batch it was computed on), or ``"auto"``: full up to 10,000 points.
     chunk_size
-        At most this many particles are evaluated together; ``None`` takes all. Does not change the result.
+        At most this many particles are evaluated together; ``None`` takes what fits and is fastest. Changes the result
+        by rounding only.
     seed
         Particle i draws its direction from ``seed`` and i alone.
+    compile
+        Run steps through ``torch.compile``: several times faster for small networks, after a compilation of up to a
+        minute. ``None`` does so when the first drift shows that the walk will take more than ten minutes and particles
+        are evaluated together.
+    autocast
+        Lower precision for forward and backward passes, such as ``torch.bfloat16``; weights and losses stay in full.
+    basis
+        How the states' basis is kept.
+    checkpoint
+        Where to save the walk every few drifts. A fit with the same settings, network and data resumes it.
+    distributed
+        Spread the particles over the ranks of the default process group; ``None`` does so if there is one.
     """
 
     n_particles: int = 32
@@ -99,10 +122,15 @@ class TrajectorySampler:
     reach: float | None = None
     refinement: Refinement = field(default_factory=RefineToLevel)
     step_size: float | None = None
-    descent: Literal["plain", "monotone", "spectral"] = "spectral"
+    descent: DescentKind = "spectral"
     batch: Literal["auto", "full", "loader"] = "auto"
     chunk_size: int | None = None
     seed: int = 0
+    compile: bool | None = None
+    autocast: torch.dtype | None = None
+    basis: BasisStorage = field(default_factory=BasisStorage)
+    checkpoint: Checkpoint | None = None
+    distributed: bool | None = None
 
     def __post_init__(self) -> None:
         for name, minimum in (("n_particles", 1), ("n_steps", 1)):
@@ -115,157 +143,37 @@ class TrajectorySampler:
         for name, choices in (("batch", ("auto", "full", "loader")), ("descent", ("plain", "monotone", "spectral"))):
             if getattr(self, name) not in choices:
                 raise ValueError(f"{name}: expected one of {choices}, got {getattr(self, name)!r}.")
+        if self.autocast not in (None, torch.bfloat16, torch.float16):
+            raise ValueError(f"autocast: expected torch.bfloat16, torch.float16 or None, got {self.autocast}.")
 
-    def directions(self, prior_precision: Float[Tensor, " p"]) -> Float[Tensor, "n p"]:
+    def directions(self, prior_precision: Float[Tensor, " p"], particles: slice = slice(None)) -> Float[Tensor, "n p"]:
         """Unit drift directions v ∝ N(0, diag(1/τ)): uniform on the sphere when τ is one number, as in the paper."""
-        p, like = prior_precision.numel(), prior_precision
-        rows = torch.stack([_normal(p, self.seed, i) for i in range(self.n_particles)])
-        rows = rows.to(like.device, like.dtype) / like.sqrt()
-        return rows / rows.norm(dim=1, keepdim=True)
+        p, scale = prior_precision.numel(), prior_precision.rsqrt()
+        chosen = range(self.n_particles)[particles]
+        rows = prior_precision.new_empty(len(chosen), p)
+        for row, i in zip(rows, chosen, strict=True):
+            row.copy_(normal(p, self.seed, i)).mul_(scale)
+            row /= torch.linalg.vector_norm(row)
+        return rows
 
     def walk(
         self, joint: LogJoint, origin: Float[Tensor, " p"], data: TrainingData, progress_bar: bool = False
     ) -> Trajectories:
-        """Walk all particles from ``origin``.
+        """Walk all particles from ``origin``. Call inside the network's evaluation mode.
+
+        Peak memory beside the network and one group's forward and backward passes, in numbers of the size of a weight:
+        n·T·p for the basis (half of it above 2 GiB; none for ``basis=BasisStorage(directory=...)``), 3·n·p for
+        positions, drifts and displacements (n being this process's particles, plus n·p for all of them when
+        distributed), 9·g·p for a group of g particles.
 
         Raises
         ------
         ValueError
-            The objective at ``origin`` is not finite.
+            The objective at ``origin`` is not finite, or a checkpoint belongs to another walk.
         RuntimeError
-            Every particle was lost to a non-finite objective.
+            Every particle was lost to a non-finite objective, or another rank stopped.
+        MemoryError
+            The basis does not fit.
         """
-        precision = joint.prior_precision.expand(origin.numel())
-        reach = self.reach if self.reach is not None else float((1 / precision).sum().sqrt())
-        data.restart()
-        start, gradient = self._start(joint, origin, data.next_batch())
-        eta = self.step_size or 1.0 / sharpness(joint, origin, data.next_batch(), self.seed)
-        drift = self.directions(precision) * (reach / self.n_steps)
-
-        n, counts = self.n_particles, _Counts()
-        theta, value, etas = origin.repeat(n, 1), start.repeat(n), origin.new_full((n,), eta)
-        states, objective = [theta.clone()], [value.clone()]
-        lost_at = torch.full((n,), self.n_steps + 1, device=origin.device)
-        bar = tqdm(range(1, self.n_steps + 1), desc="walk", disable=not progress_bar)
-        for t in bar:
-            level = _Level(joint, data.next_batch(), origin, t / self.n_steps)
-            rows = (lost_at > self.n_steps).nonzero().flatten()
-            new_theta, new_value, new_eta, finite = self._refine(level, theta[rows] + drift[rows], etas[rows], counts)
-            kept = rows[finite]
-            theta[kept], value[kept], etas[kept] = new_theta[finite], new_value[finite], new_eta[finite]
-            lost_at[rows[~finite]] = t
-            if kept.numel() == 0:
-                raise RuntimeError(
-                    f"walk: expected a finite objective, but all {n} particles were lost by step {t} of {self.n_steps} "
-                    f"(reach {reach:.3g}); use a smaller reach, a larger prior_precision, or a float64 model."
-                )
-            states.append(theta.clone())
-            objective.append(value.clone())
-            bar.set_postfix(objective=f"{float(value.mean()):.4g}", rejected=f"{counts.rejected_share:.0%}")
-        return Trajectories(
-            states=torch.stack(states, 1),
-            objective=torch.stack(objective, 1),
-            lost_at=lost_at,
-            step_sizes=etas,
-            rejected_share=counts.rejected_share,
-            gradient_evaluations=counts.evaluated / n,
-            reach=reach,
-            gradient_norm=joint.n_data * float(gradient.norm()),
-            common_displacement=float((theta.mean(0) - origin).norm()) / reach,
-        )
-
-    def _start(self, joint: LogJoint, origin: Tensor, batch: Batch) -> tuple[Float[Tensor, ""], Float[Tensor, " p"]]:
-        value, gradient = joint.value_and_grad(origin[None], batch)
-        if not (torch.isfinite(value).all() and torch.isfinite(gradient).all()):
-            raise ValueError(
-                f"fit: expected a finite loss at the trained weights, got an objective of {float(value):.4g} per data "
-                "point (or a gradient that is not finite); check the data for NaN and the network for divergence."
-            )
-        return value[0], gradient[0]
-
-    def _refine(
-        self, level: _Level, theta: Tensor, eta: Tensor, counts: _Counts
-    ) -> tuple[Float[Tensor, "n p"], Float[Tensor, " n"], Float[Tensor, " n"], Bool[Tensor, " n"]]:
-        """Descend from drifted weights; the last result says which particles kept a finite objective."""
-        value, grad = level.joint.value_and_grad(theta, level.batch)
-        counts.evaluated += len(theta)
-        finite = torch.isfinite(value) & torch.isfinite(grad).all(1)
-        for step in range(self.refinement.max_steps):
-            rows = (finite & self.refinement.wants_more(level.refining(step, theta, value))).nonzero().flatten()
-            if rows.numel() == 0:
-                break
-            proposal = theta[rows] - eta[rows, None] * grad[rows]
-            new_value, new_grad = level.joint.value_and_grad(proposal, level.batch)
-            accepted = torch.isfinite(new_value) & torch.isfinite(new_grad).all(1)
-            if self.descent == "plain":
-                finite[rows[~accepted]] = False
-            else:
-                accepted &= new_value <= value[rows]
-                longer = eta[rows] * STEP_GROWTH
-                if self.descent == "spectral":
-                    longer = _spectral_step(proposal - theta[rows], new_grad - grad[rows], longer, short=step % 2 == 0)
-                eta[rows] = torch.where(accepted, longer, eta[rows] * STEP_SHRINKAGE[self.descent])
-            kept = rows[accepted]
-            theta[kept], value[kept], grad[kept] = proposal[accepted], new_value[accepted], new_grad[accepted]
-            counts.add(len(rows), len(rows) - len(kept))
-        return theta, value, eta, finite
-
-
-class _Level:
-    """A drift's batch with the MAP's loss on it, from which excess is counted."""
-
-    def __init__(self, joint: LogJoint, batch: Batch, origin: Tensor, progress: float) -> None:
-        self.joint, self.batch, self.progress = joint, batch, progress
-        with torch.no_grad():
-            self.data_term = self._data_term(origin[None], joint.objective(origin[None], batch))
-
-    def refining(self, step: int, theta: Tensor, value: Tensor) -> Refining:
-        excess = self._data_term(theta, value) - self.data_term
-        return Refining(step, excess, self.progress, self.joint.n_data, theta.shape[1])
-
-    def _data_term(self, theta: Tensor, value: Tensor) -> Float[Tensor, " n"]:
-        return self.joint.n_data * value - self.joint.prior_energy(theta)
-
-
-def _spectral_step(
-    moved: Float[Tensor, "n p"], turned: Float[Tensor, "n p"], otherwise: Float[Tensor, " n"], short: bool
-) -> Float[Tensor, " n"]:
-    """Barzilai and Borwein's step from the last displacement and change of gradient, where curvature is positive."""
-    curvature = (moved * turned).sum(1)
-    step = curvature / turned.square().sum(1) if short else moved.square().sum(1) / curvature
-    return torch.where((curvature > 0) & torch.isfinite(step), step, otherwise)
-
-
-@dataclass
-class _Counts:
-    proposed: int = 0
-    rejected: int = 0
-    evaluated: int = 0
-
-    def add(self, proposed: int, rejected: int) -> None:
-        self.proposed += proposed
-        self.evaluated += proposed
-        self.rejected += rejected
-
-    @property
-    def rejected_share(self) -> float:
-        return self.rejected / max(self.proposed, 1)
-
-
-def sharpness(joint: LogJoint, theta: Float[Tensor, " p"], batch: Batch, seed: int = 0) -> float:
-    """λ_max(∇²J(θ)/n_data) in absolute value, by power iteration with Hessian-vector products."""
-    product = joint.hessian_product(theta, batch)
-    v = _normal(theta.numel(), seed, -1).to(theta)
-    length = 0.0
-    for _ in range(POWER_ITERATIONS):
-        v = product(v / v.norm())
-        length = float(v.norm())
-        if length == 0.0 or not math.isfinite(length):
-            return 1.0  # a flat objective has no scale of its own, and no gradient to scale
-    return length
-
-
-def _normal(size: int, seed: int, stream: int) -> Float[Tensor, " p"]:
-    """Standard normal numbers of stream ``stream``: the same whatever is drawn for the others."""
-    generator = torch.Generator().manual_seed((seed * 1_000_003 + stream + 1) % 2**63)
-    return torch.randn(size, generator=generator, dtype=torch.float64)
+        walk = Walk(self, joint, origin, data)
+        return Trajectories(**walk.run(progress_bar))

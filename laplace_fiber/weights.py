@@ -37,8 +37,8 @@ class NetworkFunction:
     subset
         The weights that move (see :data:`Subset`). Weights with ``requires_grad=False`` never do.
     engine
-        ``"auto"`` batches with ``torch.func.vmap``, except for convolutional networks on a CPU, where a loop is faster.
-        A network that vmap cannot handle falls back to the loop with one warning.
+        ``"auto"`` batches with ``torch.func.vmap``, or loops, where that is clearly faster (as it is for most
+        convolutional networks on a CPU). A network that vmap cannot handle falls back to the loop with one warning.
 
     Raises
     ------
@@ -105,7 +105,7 @@ class NetworkFunction:
         def loop() -> Tensor:
             return torch.stack([self.one(theta, x, **model_kwargs) for theta in thetas])
 
-        if self.resolved_engine() == "loop":
+        if len(thetas) == 1 or not self.batches:
             return loop()
         try:
             with _batched_throughout():
@@ -119,8 +119,24 @@ class NetworkFunction:
             return looped
         return batched
 
+    @property
+    def is_part(self) -> bool:
+        """Whether some of the model's weights do not move."""
+        return self.n_params < sum(p.numel() for p in self.model.parameters())
+
+    def fixed_state(self) -> str:
+        """A digest of the tensors that θ does not replace: another one when any is replaced or written to."""
+        moving = set(self.names) if self.index is None else set()
+        named = itertools.chain(self.model.named_parameters(), self.model.named_buffers())
+        return ",".join(f"{id(t)}:{t._version}" for name, t in named if name not in moving)
+
+    @property
+    def batches(self) -> bool:
+        """Whether vmap may be used: not forbidden, and not found to fail."""
+        return self.engine != "loop"
+
     def resolved_engine(self) -> Literal["vmap", "loop"]:
-        """The engine in use. Decided by structure, not by timing, so that equal seeds give equal results."""
+        """The engine that the network's structure suggests; walks and predictions time the other one, too."""
         if self.engine != "auto":
             return self.engine
         convolutional = any(isinstance(m, nn.modules.conv._ConvNd) for m in self.model.modules())

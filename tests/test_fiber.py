@@ -352,7 +352,8 @@ HEALTHY = {
     "objective_map": 1.0, "nll_map": 0.1, "positions": (0.5, 1.0), "objective_walk": (1.0, 1.0),
     "nll_walk": (0.2, 0.3), "nll_decoded": (0.2, 0.3), "predictive_gap": 0.0, "reconstruction_error": 0.0,
     "straightness": 1.0, "reach": 10.0, "distance": 9.0, "rejected_share": 0.1, "gradient_evaluations": 5.0,
-    "lost_particles": 0, "n_particles": 8, "gradient_norm": 0.0, "gradient_imbalance": 0.0,
+    "group_size": 8, "basis_rank": 64, "lost_particles": 0, "n_particles": 8,
+    "gradient_norm": 0.0, "gradient_imbalance": 0.0,
     "balanced_prior_precision": 1.0, "common_displacement": 0.3,
 }  # fmt: skip
 

@@ -7,7 +7,7 @@ from laplace_fiber import LatentAutoencoder, UniformPosition
 from laplace_fiber.fiber_fit import FiberFit
 from laplace_fiber.latent import LatentLines, straightness
 from laplace_fiber.paths import StraightLines, WalkCurves
-from laplace_fiber.subspace import Subspace, span_of
+from laplace_fiber.subspace import BasisStorage, StreamingBasis, Subspace
 
 
 def random_states(n: int, t: int, p: int) -> torch.Tensor:
@@ -19,24 +19,75 @@ def random_states(n: int, t: int, p: int) -> torch.Tensor:
     return origin + torch.cat([torch.zeros(n, 1, p, dtype=torch.float64), steps.cumsum(1)], 1)
 
 
+def streamed(states: torch.Tensor, **options):
+    """The subspace and coordinates of states shown step by step, as a walk does."""
+    n, t, _ = states.shape
+    basis = StreamingBasis(states[0, 0], n * (t - 1), **options)
+    steps = [basis.append(states[:, i] - states[0, 0]) for i in range(1, t)]
+    padded = [torch.nn.functional.pad(c, (0, basis.rank - c.shape[1])) for c in steps]
+    return basis.finished(), torch.stack([torch.zeros_like(padded[0]), *padded], 1)
+
+
 @pytest.mark.parametrize("p", [7, 200], ids=["fewer weights than states", "more weights than states"])
 def test_basis_is_orthonormal_and_exact(p):
     """V Vᵀ = 1 to 1e-12, and states come back from their coordinates to 1e-10 of the longest displacement."""
     states = random_states(4, 5, p)
-    subspace, coordinates = span_of(states, relative_cutoff=1e-12)
+    subspace, coordinates = streamed(states, relative_cutoff=1e-12)
     r = len(subspace.basis)
     assert r == min(p, 20)
     torch.testing.assert_close(subspace.basis @ subspace.basis.T, torch.eye(r, dtype=torch.float64), rtol=0, atol=1e-12)
-    torch.testing.assert_close(subspace.to_weights(coordinates), states, rtol=0, atol=1e-10)
-    torch.testing.assert_close(subspace.to_coordinates(states), coordinates, rtol=0, atol=1e-10)
-    assert bool((coordinates[:, 0] == 0).all())
+    flat = coordinates.flatten(0, 1)
+    torch.testing.assert_close(subspace.to_weights(flat), states.flatten(0, 1), rtol=0, atol=1e-10)
+    torch.testing.assert_close(subspace.to_coordinates(states.flatten(0, 1)), flat, rtol=0, atol=1e-10)
     torch.testing.assert_close(coordinates.norm(dim=-1), (states - states[0, 0]).norm(dim=-1))
 
 
-def test_basis_in_float32_keeps_the_states():
-    states = random_states(4, 5, 300).float()
-    subspace, coordinates = span_of(states)
-    torch.testing.assert_close(subspace.to_weights(coordinates), states, rtol=0, atol=1e-5)
+@pytest.mark.parametrize("scale", [1.0, 1e-20, 1e20])
+def test_basis_in_float32_keeps_the_states(scale):
+    """Small directions too: to 1e-5 of the states' size, orthonormal to 1e-5."""
+    states = random_states(8, 6, 300)
+    states = ((states - states[:, :1]) * scale).float()
+    subspace, coordinates = streamed(states)
+    back = subspace.to_weights(coordinates.flatten(0, 1))
+    torch.testing.assert_close(back / scale, states.flatten(0, 1) / scale, rtol=0, atol=1e-5)
+    gram = subspace.basis @ subspace.basis.T
+    torch.testing.assert_close(gram, torch.eye(len(gram)), rtol=0, atol=1e-5)
+
+
+def test_basis_of_repeated_states_has_their_rank():
+    """A particle that is lost repeats its state: no direction is added for it, and none for rounding."""
+    states = random_states(3, 4, 100).float()
+    states[:, 3:] = states[:, 2:3]
+    subspace, coordinates = streamed(states)
+    assert len(subspace.basis) == 6
+    torch.testing.assert_close(subspace.to_weights(coordinates[:, -1]), states[:, -1], rtol=0, atol=1e-5)
+    motionless = states[:, :1].expand(3, 5, 100)
+    assert streamed(motionless)[1].shape == (3, 5, 0)
+
+
+def test_a_rounded_basis_misses_states_by_the_rounding_of_their_last_step():
+    """Half precision: 2e-4 of a step's length, however long the walk."""
+    states = random_states(6, 12, 5000).float()
+    subspace, coordinates = streamed(states, storage=BasisStorage(torch.float16))
+    assert subspace.basis.dtype == torch.float16
+    missed = (subspace.to_weights(coordinates.flatten(0, 1)) - states.flatten(0, 1)).norm(dim=-1)
+    steps = (states[:, 1:] - states[:, :-1]).norm(dim=-1)
+    assert float(missed.max()) < 5e-4 * float(steps.max())
+    whole = streamed(states)[1]
+    torch.testing.assert_close(coordinates.norm(dim=-1), whole.norm(dim=-1), rtol=1e-3, atol=1e-3)
+
+
+def test_basis_on_disk_equals_the_one_in_memory(tmp_path):
+    states = random_states(4, 5, 200).float()
+    in_memory, on_disk = (streamed(states, storage=s) for s in (None, BasisStorage(directory=tmp_path)))
+    assert torch.equal(in_memory[0].basis, on_disk[0].basis)
+    assert torch.equal(in_memory[1], on_disk[1])
+    assert list(tmp_path.iterdir()) == []  # nothing is left to clean up
+
+
+def test_a_basis_that_does_not_fit_is_refused_at_once():
+    with pytest.raises(MemoryError, match=r"GiB for a basis of 999999 states of 1000000 weights.*take fewer particles"):
+        StreamingBasis(torch.zeros(1_000_000), 999_999)
 
 
 def test_decoding_a_small_problem_reaches_machine_precision():
@@ -111,6 +162,33 @@ def test_bad_settings(setting):
         LatentAutoencoder(lambda_minus=-1.0)
     with pytest.raises(ValueError, match="line_units: expected at least 1 or None"):
         LatentAutoencoder(line_units=0)
+    with pytest.raises(ValueError, match="leading: expected at least 1 or None"):
+        LatentAutoencoder(leading=0)
+
+
+def test_training_stops_by_itself_and_on_leading_coordinates_only():
+    """Coordinates beyond the leading ones reach the decoder through the closed form, and cost no training."""
+    states = curved_walk()
+    wide = torch.cat([states, 1e-3 * states.flip(0)], -1)
+    stopped, longest = (LatentAutoencoder(leading=k, n_steps=5000).fit(wide) for k in (4, None))
+    n, t, _ = wide.shape
+    i, s = torch.arange(n).repeat_interleave(t), torch.linspace(0, 1, t, dtype=torch.float64).repeat(n)
+    for lines in (stopped, longest):
+        missed = lines.coordinates(i, s) - wide.flatten(0, 1)
+        assert float(missed[:, 12:].norm() / wide[..., 12:].norm()) < 0.02
+    tracked = LatentAutoencoder(n_steps=5000)
+    steps = 0
+
+    class Counting(torch.optim.Adam):
+        def step(self, *args, **kwargs):
+            nonlocal steps
+            steps += 1
+            return super().step(*args, **kwargs)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.optim, "Adam", Counting)
+        tracked.fit(states)
+    assert 50 <= steps < 1000
 
 
 def fit_of(states: torch.Tensor) -> FiberFit:

@@ -1,0 +1,178 @@
+"""Refinement: gradient steps that take drifted particles back to low loss."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, NamedTuple, TypeAlias
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from laplace_fiber.data import Batch
+from laplace_fiber.log_joint import LogJoint
+from laplace_fiber.recording import Function, Recorder
+from laplace_fiber.refinement import Refinement, Refining
+
+DescentKind: TypeAlias = Literal["plain", "monotone", "spectral"]
+
+STEP_GROWTH = 1.1
+STEP_SHRINKAGE = {"monotone": 0.5, "spectral": 0.25}
+
+
+class Particles(NamedTuple):
+    """Particles under refinement, one row each."""
+
+    theta: Float[Tensor, "n p"]
+    value: Float[Tensor, " n"]
+    """J(θ)/n_data."""
+    data_term: Float[Tensor, " n"]
+    """H Σ ℓ over all data."""
+    grad: Float[Tensor, "n p"]
+    eta: Float[Tensor, " n"]
+    finite: Bool[Tensor, " n"]
+    """Whether the objective has been finite so far."""
+
+
+@dataclass
+class Counts:
+    """Gradient evaluations, proposed steps and those taken back, over all particles."""
+
+    evaluated: int = 0
+    proposed: int = 0
+    rejected: int = 0
+
+    @property
+    def rejected_share(self) -> float:
+        """Share of the proposed steps that were taken back."""
+        return self.rejected / max(self.proposed, 1)
+
+
+class Level:
+    """A drift's batch with the MAP's loss on it, from which excess is counted."""
+
+    def __init__(self, joint: LogJoint, batch: Batch, origin: Float[Tensor, " p"]) -> None:
+        self.batch = batch
+        self.data_term = joint.data_term(origin[None], batch)
+
+
+class Descent:
+    """Refines groups of particles on one batch after another.
+
+    Parameters
+    ----------
+    joint
+        The objective.
+    refinement
+        When a particle is done.
+    kind
+        Which steps are taken back, and how step sizes change: see
+        :class:`~laplace_fiber.trajectories.TrajectorySampler`.
+    recorder
+        How evaluations and steps are called.
+    """
+
+    def __init__(self, joint: LogJoint, refinement: Refinement, kind: DescentKind, recorder: Recorder) -> None:
+        self.joint, self.refinement, self.kind, self.recorder = joint, refinement, kind, recorder
+        self.counts = Counts()
+
+    def refine(self, level: Level, progress: float, theta: Float[Tensor, "n p"], eta: Float[Tensor, " n"]) -> Particles:
+        """Descend from drifted weights until the refinement asks for no more."""
+        now = self._evaluated(level.batch, theta, eta)
+        self.counts.evaluated += len(theta)
+        for step in range(self.refinement.max_steps):
+            excess = now.data_term - level.data_term
+            at = Refining(step, excess, progress, self.joint.n_data, theta.shape[1])
+            active = now.finite & self.refinement.wants_more(at)
+            n_active = int(active.sum())
+            if n_active == 0:
+                break
+            now = self._stepped(level.batch, now, active, n_active, step)
+        return now
+
+    def _evaluated(self, batch: Batch, theta: Tensor, eta: Tensor) -> Particles:
+        def evaluate(moving: Sequence[Tensor], fixed: Sequence[Tensor]) -> tuple[Tensor, ...]:
+            return tuple(self.joint.evaluate(moving[0], batch.with_tensors(fixed)))
+
+        value, grad, data_term = self._call("evaluate", evaluate, (theta,), batch)
+        return Particles(theta, value, data_term, grad, eta, _finite(value, grad))
+
+    def _stepped(self, batch: Batch, now: Particles, active: Tensor, n_active: int, step: int) -> Particles:
+        """One step of the active particles."""
+        rows = _padded(active, n_active)
+        part = now if rows is None else Particles(*(column[rows] for column in now))
+        moves = active if rows is None else torch.arange(len(rows), device=rows.device) < n_active
+        short = torch.tensor(step % 2 == 0, device=moves.device)
+
+        def take(moving: Sequence[Tensor], fixed: Sequence[Tensor]) -> tuple[Tensor, ...]:
+            *columns, moves, short = moving
+            return self._take(Particles(*columns), moves, short, batch.with_tensors(fixed))
+
+        *columns, accepted = self._call("step", take, (*part, moves, short), batch)
+        self.counts.evaluated += n_active
+        self.counts.proposed += n_active
+        self.counts.rejected += n_active - int(accepted.sum())
+        if rows is None:
+            return Particles(*columns)
+        for whole, new in zip(now, columns, strict=True):
+            whole[rows[:n_active]] = new[:n_active]
+        return now
+
+    def _take(self, now: Particles, moves: Tensor, short: Tensor, batch: Batch) -> tuple[Tensor, ...]:
+        """One step of the particles that move: the new particles, and whose step was kept."""
+        proposal = torch.addcmul(now.theta, now.eta[:, None], now.grad, value=-1)
+        value, grad, data_term = self.joint.evaluate(proposal, batch)
+        sound = _finite(value, grad)
+        accepted = moves & sound
+        eta, finite = now.eta, now.finite
+        if self.kind == "plain":
+            finite = finite & (sound | ~moves)
+        else:
+            accepted = accepted & (value <= now.value)
+            longer = eta * STEP_GROWTH
+            if self.kind == "spectral":
+                longer = _spectral_step(proposal - now.theta, grad - now.grad, longer, short)
+            changed = torch.where(accepted, longer, eta * STEP_SHRINKAGE[self.kind])
+            eta = torch.where(moves, changed, eta)
+        kept = accepted[:, None]
+        return (
+            torch.where(kept, proposal, now.theta),
+            torch.where(accepted, value, now.value),
+            torch.where(accepted, data_term, now.data_term),
+            torch.where(kept, grad, now.grad),
+            eta,
+            finite,
+            accepted,
+        )
+
+    def _call(self, name: str, function: Function, moving: Sequence[Tensor], batch: Batch) -> tuple[Tensor, ...]:
+        fixed = batch.tensors()
+        return function(moving, ()) if fixed is None else self.recorder(name, function, moving, fixed)
+
+
+def _padded(active: Bool[Tensor, " n"], n_active: int) -> Tensor | None:
+    """Indices of the active rows, the first one repeated up to one of eight sizes; None where that is all of them.
+
+    Recorded steps have fixed shapes: a few sizes keep their number small.
+    """
+    unit = max(1, len(active) // 8)
+    size = -(-n_active // unit) * unit
+    if size >= len(active):
+        return None
+    rows = active.nonzero().flatten()
+    return torch.cat([rows, rows[:1].expand(size - n_active)])
+
+
+def _finite(value: Float[Tensor, " n"], grad: Float[Tensor, "n p"]) -> Bool[Tensor, " n"]:
+    # Zero times anything that is not finite is not zero: one pass over the gradient instead of three.
+    return torch.isfinite(value + 0 * grad.sum(1))
+
+
+def _spectral_step(
+    moved: Float[Tensor, "n p"], turned: Float[Tensor, "n p"], otherwise: Float[Tensor, " n"], short: Bool[Tensor, ""]
+) -> Float[Tensor, " n"]:
+    """Barzilai and Borwein's step from the last displacement and change of gradient, where curvature is positive."""
+    curvature = (moved * turned).sum(1)
+    step = torch.where(short, curvature / turned.square().sum(1), moved.square().sum(1) / curvature)
+    return torch.where((curvature > 0) & torch.isfinite(step), step, otherwise)

@@ -1,0 +1,122 @@
+"""How many weight vectors go through a network together: as many as fit, unless fewer are measured to be faster."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from laplace_fiber.memory import available_bytes
+from laplace_fiber.weights import Inputs, NetworkFunction
+
+CACHED_ELEMENTS = {"cpu": 2**21, "cuda": 2**28}
+"""Rows go together while their layers' outputs have no more elements than this: beyond, they only leave the cache."""
+
+WORKING_COPIES = 3
+"""Memory of a row, in units of its layers' outputs: derivatives and what functions outside modules return."""
+
+MEMORY_SHARE = 0.5
+
+CLEARLY_FASTER = 0.75
+"""Share of the time that another group size must take to be preferred, so that noise rarely decides."""
+
+
+TRIAL_ROWS = 8
+"""Rows of a trial, at most."""
+
+
+def output_elements(network: NetworkFunction, x: Inputs, **model_kwargs: Any) -> int:
+    """Numbers in the outputs of all layers (modules without children) of one forward pass. Call inside evaluation."""
+    counted: list[int] = []
+
+    def count(_module: nn.Module, _args: object, output: object) -> None:
+        parts = output if isinstance(output, (tuple, list)) else (output,)
+        counted.append(sum(part.numel() for part in parts if isinstance(part, Tensor)))
+
+    leaves = [m for m in network.model.modules() if next(m.children(), None) is None]
+    hooks = [leaf.register_forward_hook(count) for leaf in leaves]
+    try:
+        with torch.no_grad():
+            network.model(x, **model_kwargs)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return sum(counted)
+
+
+def group_size(
+    network: NetworkFunction,
+    trial: Float[Tensor, "k p"],
+    n: int,
+    x: Inputs,
+    run: Callable[[Float[Tensor, "k p"]], object],
+    **model_kwargs: Any,
+) -> int:
+    """How many of n weight vectors are best evaluated together by ``run``.
+
+    Without an engine chosen by the user: as many as stay in the cache and in half of the available memory, or one at a
+    time for convolutions on a CPU; the other of the two if ``run`` turns out to be clearly faster with it. Call inside
+    evaluation.
+
+    Parameters
+    ----------
+    trial
+        Weight vectors to try ``run`` on.
+    """
+    if not network.batches or n == 1:
+        return 1
+    elements, kind = max(output_elements(network, x, **model_kwargs), 1), trial.device.type
+    per_row = (WORKING_COPIES * elements + 5 * trial.shape[1]) * trial.element_size()
+    fitting = int(available_bytes(trial.device) * MEMORY_SHARE) // per_row
+    cached = n if network.engine == "vmap" else CACHED_ELEMENTS.get(kind, CACHED_ELEMENTS["cuda"]) // elements
+    together = max(1, min(n, fitting, cached))
+    together = -(-n // -(-n // together))  # groups of about equal size
+    if network.engine == "vmap" or together == 1:
+        return together
+    usual, other = (1, together) if network.resolved_engine() == "loop" else (together, 1)
+    times = {size: _seconds_per_row(run, trial[:size]) for size in (usual, other)}
+    if not network.batches:  # as run has found out
+        return 1
+    return other if times[other] < CLEARLY_FASTER * times[usual] else usual
+
+
+def in_groups(
+    groups: Iterable[Float[Tensor, "_ p"]], evaluate: Callable[[Float[Tensor, "k p"]], Tensor]
+) -> Iterator[Tensor]:
+    """``evaluate`` of one group after another; once a group does not fit into memory, of halves of groups."""
+    limit: int | None = None
+    for group in groups:
+        start = 0
+        while start < len(group):
+            rows = group[start : start + (limit or len(group))]
+            try:
+                result = evaluate(rows)
+            except torch.OutOfMemoryError:
+                if len(rows) == 1:
+                    raise
+                limit = len(rows) // 2
+                continue
+            yield result
+            start += len(rows)
+
+
+def _seconds_per_row(run: Callable[[Tensor], object], rows: Tensor) -> float:
+    """The better of two runs after a first one, per row."""
+    run(rows)
+    times = []
+    for _ in range(2):
+        _wait_for(rows.device)
+        start = time.perf_counter()
+        run(rows)
+        _wait_for(rows.device)
+        times.append(time.perf_counter() - start)
+    return min(times) / len(rows)
+
+
+def _wait_for(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)

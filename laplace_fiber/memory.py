@@ -1,0 +1,35 @@
+"""How much memory there is to work with."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+UNKNOWN = 2**31
+"""Assumed where the system does not tell (bytes)."""
+
+
+def available_bytes(device: torch.device) -> int:
+    """Memory that new tensors on ``device`` may take: free on a GPU, available without swapping on the host (Linux).
+
+    Limits of a container (cgroup v2) are respected.
+    """
+    if device.type == "cuda":
+        cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return torch.cuda.mem_get_info(device)[0] + cached
+    host = _number_behind("MemAvailable:", Path("/proc/meminfo"))
+    free = UNKNOWN if host is None else host * 1024
+    group = Path("/sys/fs/cgroup")
+    limit, used = (_number_behind("", group / name) for name in ("memory.max", "memory.current"))
+    return free if limit is None or used is None else max(min(free, limit - used), 0)
+
+
+def _number_behind(key: str, file: Path) -> int | None:
+    """The number after ``key`` at the start of a line; None if the file or the number is missing."""
+    try:
+        lines = file.read_text().splitlines()
+    except OSError:
+        return None
+    words = next((line.removeprefix(key).split() for line in lines if line.startswith(key)), [])
+    return int(words[0]) if words and words[0].isdigit() else None

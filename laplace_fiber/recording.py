@@ -1,0 +1,219 @@
+"""Functions of tensors recorded as flat graphs of tensor operations, and run again without the overhead of Python.
+
+A recorded graph is split in two: the *body*, which depends on the data alone and is run once per batch (constants, the
+layers below the first moving weight), and the *head*, which is run for every new set of weights.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Sequence
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor
+from torch.fx import Graph, GraphModule, Node
+from torch.fx.experimental.proxy_tensor import make_fx
+
+aten = torch.ops.aten
+
+Function: TypeAlias = Callable[[Sequence[Tensor], Sequence[Tensor]], tuple[Tensor, ...]]
+"""From moving tensors and fixed ones (the data) to results."""
+
+
+class Recorded:
+    """One function for moving and fixed tensors of given shapes.
+
+    Parameters
+    ----------
+    function
+        To be recorded. It may differentiate inside, but must not branch on the values of tensors.
+    moving, fixed
+        Arguments to record it with. Later ones must have the same shapes.
+    compiled
+        Hand the head to ``torch.compile``, which takes seconds to a minute on its first call.
+
+    Raises
+    ------
+    Exception
+        Whatever the recorder raises for a function that it cannot follow, such as one that branches on values.
+    """
+
+    def __init__(
+        self, function: Function, moving: Sequence[Tensor], fixed: Sequence[Tensor], compiled: bool = False
+    ) -> None:
+        n_moving = len(moving)
+
+        def flat(*tensors: Tensor) -> tuple[Tensor, ...]:
+            return function(tensors[:n_moving], tensors[n_moving:])
+
+        with torch.no_grad():
+            whole = make_fx(flat)(*moving, *fixed)
+        _simplify(whole.graph)
+        self._body, head = _split(whole, n_moving)
+        self._head: Callable[..., Any] = torch.compile(head, dynamic=False, fullgraph=True) if compiled else head
+        self._fixed: tuple[Tensor, ...] = ()
+        self._stamps: list[int | None] = []
+        self._prepared: tuple[Tensor, ...] = ()
+
+    def __call__(self, moving: Sequence[Tensor], fixed: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        """The function's results, without a graph of derivatives."""
+        with torch.no_grad():
+            stamps = [None if t.is_inference() else t._version for t in fixed]
+            same = len(fixed) == len(self._fixed) and all(a is b for a, b in zip(fixed, self._fixed, strict=True))
+            if not same or stamps != self._stamps or None in stamps:
+                self._fixed, self._stamps = tuple(fixed), stamps
+                self._prepared = tuple(self._body(*fixed))
+            results: tuple[Tensor, ...] = self._head(*moving, *self._prepared)
+        return results
+
+
+class Recorder:
+    """Calls functions of tensors, after some calls with the same name and shapes as recorded graphs.
+
+    Counted rather than timed, so that equal seeds give equal results. Functions that cannot be recorded are called.
+
+    Parameters
+    ----------
+    after
+        Calls before a recording, which takes as long as some dozens of plain calls.
+    compiled
+        Hand recordings to ``torch.compile``.
+    """
+
+    def __init__(self, after: int, compiled: bool = False) -> None:
+        self.after, self.compiled = after, compiled
+        self.calls: dict[tuple[object, ...], int] = {}
+        self._recorded: dict[tuple[object, ...], Recorded | None] = {}
+
+    def __call__(
+        self, name: str, function: Function, moving: Sequence[Tensor], fixed: Sequence[Tensor]
+    ) -> tuple[Tensor, ...]:
+        """The function's results."""
+        key = (name, *(tuple(t.shape) for t in (*moving, *fixed)))
+        self.calls[key] = self.calls.get(key, 0) + 1
+        if self.calls[key] > self.after and key not in self._recorded:
+            self._recorded[key] = self._record(function, moving, fixed)
+        recorded = self._recorded.get(key)
+        return function(moving, fixed) if recorded is None else recorded(moving, fixed)
+
+    def _record(self, function: Function, moving: Sequence[Tensor], fixed: Sequence[Tensor]) -> Recorded | None:
+        expected = function(moving, fixed)
+        try:
+            recorded = Recorded(function, moving, fixed, self.compiled)
+            results = recorded(moving, fixed)
+        except Exception as reason:  # recorder and compiler raise errors of many kinds; the plain call is always there
+            if not self.compiled:
+                return None
+            line = next(iter(str(reason).strip().splitlines()), "")
+            warnings.warn(f"torch.compile failed ({type(reason).__name__}: {line}); going on without.", stacklevel=2)
+            self.compiled = False
+            return self._record(function, moving, fixed)
+        agrees = (torch.allclose(a, b, 1e-3, 1e-4, equal_nan=True) for a, b in zip(expected, results, strict=True))
+        return recorded if all(agrees) else None
+
+
+def _simplify(graph: Graph) -> None:
+    """Leave out operations that change nothing, and join products with the sums that follow them."""
+    for node in list(graph.nodes):
+        if node.op == "call_function" and _changes_nothing(node):
+            node.replace_all_uses_with(node.args[0])
+    graph.eliminate_dead_code()
+    for node in list(graph.nodes):
+        if node.target is aten.add.Tensor and len(node.args) == 2 and not node.kwargs:
+            for bias, product in (node.args, node.args[::-1]):
+                if _is_private_product(product, node) and isinstance(bias, Node) and _dtype(bias) == _dtype(product):
+                    with graph.inserting_before(node):
+                        joined = graph.call_function(aten.baddbmm.default, (bias, *product.args))
+                    joined.meta = dict(node.meta)
+                    node.replace_all_uses_with(joined)
+                    break
+    graph.eliminate_dead_code()
+
+
+def _changes_nothing(node: Node) -> bool:
+    first = node.args[0] if node.args else None
+    if not isinstance(first, Node):
+        return False
+    if node.target in (aten.alias.default, aten.detach.default):
+        return True
+    if node.target in (aten.mul.Scalar, aten.pow.Tensor_Scalar):
+        return bool(node.args[1] == 1) and _dtype(node) == _dtype(first)
+    if node.target in (aten.view.default, aten._unsafe_view.default, aten.expand.default):
+        new, old = node.meta.get("val"), first.meta.get("val")
+        if isinstance(new, Tensor) and isinstance(old, Tensor):
+            return new.shape == old.shape and new.stride() == old.stride()
+    return False
+
+
+def _is_private_product(node: Any, user: Node) -> bool:
+    if not (isinstance(node, Node) and node.target is aten.bmm.default and list(node.users) == [user]):
+        return False
+    return bool(node.meta["val"].shape == user.meta["val"].shape)
+
+
+def _dtype(node: Node) -> Any:
+    return getattr(node.meta.get("val"), "dtype", None)
+
+
+def _split(whole: GraphModule, n_moving: int) -> tuple[GraphModule, GraphModule]:
+    """The graph as a body, from fixed tensors to all that the head needs of them, and a head."""
+    nodes = list(whole.graph.nodes)
+    inputs = [node for node in nodes if node.op == "placeholder"]
+    moving, fixed, output = inputs[:n_moving], inputs[n_moving:], nodes[-1]
+    in_body = _independent_of(moving, nodes)
+    outside = [node for node in nodes if node not in in_body and node.op != "placeholder"]
+    # A head that writes into the body's tensors could be run only once.
+    if any(_base(written) in in_body for node in outside for written in _written(node)):
+        in_body = set(fixed)
+    needed = [n for n in nodes if n in in_body and n.op != "get_attr" and any(u not in in_body for u in n.users)]
+
+    body, copies = Graph(), dict[Node, Node]()
+    for node in fixed:
+        copies[node] = body.placeholder(node.name)
+    for node in nodes:
+        if node in in_body and node.op != "placeholder":
+            copies[node] = body.node_copy(node, copies.__getitem__)
+    body.output(tuple(copies[node] for node in needed))
+
+    head, copies = Graph(), dict[Node, Node]()
+    for node in (*moving, *needed):
+        copies[node] = head.placeholder(node.name)
+    for node in nodes:
+        if node.op == "get_attr" or (node not in in_body and node.op not in ("placeholder", "output")):
+            copies[node] = head.node_copy(node, copies.__getitem__)
+    head.output(torch.fx.map_arg(output.args[0], copies.__getitem__))
+    body.eliminate_dead_code()
+    head.eliminate_dead_code()
+    return GraphModule(whole, body), GraphModule(whole, head)
+
+
+def _independent_of(moving: list[Node], nodes: list[Node]) -> set[Node]:
+    """Nodes that need no moving tensor, except those that write over what a dependent node has read before."""
+    independent: set[Node] = set()
+    read: set[Node] = set()
+    for node in nodes:
+        free = node not in moving and node.op != "output" and all(n in independent for n in node.all_input_nodes)
+        if free and not any(_base(written) in read for written in _written(node)):
+            independent.add(node)
+        else:
+            read.update(_base(n) for n in node.all_input_nodes)
+    return independent
+
+
+def _written(node: Node) -> list[Node]:
+    """The arguments that an operation writes into."""
+    schema = getattr(node.target, "_schema", None)
+    if schema is None or not schema.is_mutable:
+        return []
+    pairs = zip(schema.arguments, node.args, strict=False)
+    return [a for s, a in pairs if s.alias_info is not None and s.alias_info.is_write and isinstance(a, Node)]
+
+
+def _base(node: Node) -> Node:
+    """The node whose memory this one is a view of."""
+    schema = getattr(node.target, "_schema", None)
+    first = node.args[0] if node.args else None
+    if schema is None or not isinstance(first, Node) or not any(r.alias_info for r in schema.returns):
+        return node
+    return _base(first)

@@ -1,0 +1,235 @@
+"""The walk itself: drifts, refinement, and what is kept of them."""
+
+from __future__ import annotations
+
+import math
+import time
+from dataclasses import astuple, fields
+from typing import TYPE_CHECKING, Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.nn import functional
+from tqdm import tqdm
+
+from laplace_fiber.data import Batch, TrainingData
+from laplace_fiber.descent import Counts, Descent, Level
+from laplace_fiber.distributed import Ranks, on_same_terms
+from laplace_fiber.engines import TRIAL_ROWS, group_size
+from laplace_fiber.log_joint import LogJoint
+from laplace_fiber.recording import Recorder
+from laplace_fiber.subspace import StreamingBasis
+
+if TYPE_CHECKING:
+    from laplace_fiber.trajectories import TrajectorySampler
+
+POWER_ITERATIONS = 20
+
+RECORD_AFTER = 32
+"""Steps of the same shape before one is recorded."""
+
+WORTH_COMPILING = 600.0
+"""Seconds that a walk must be expected to take before ``compile=None`` compiles it."""
+
+IMMATERIAL = ("chunk_size", "compile", "basis", "checkpoint", "distributed")
+"""Settings that change no result beyond rounding: a checkpoint may be resumed under others."""
+
+
+class Walk:
+    """One walk under way: the particles of this process, and the basis and coordinates of all.
+
+    Parameters
+    ----------
+    settings
+        The sampler.
+    joint, origin, data
+        The objective, θ_MAP and the data.
+    """
+
+    def __init__(
+        self, settings: TrajectorySampler, joint: LogJoint, origin: Float[Tensor, " p"], data: TrainingData
+    ) -> None:
+        self.settings, self.origin, self.data = settings, origin, data
+        self.ranks = Ranks(settings.distributed)
+        self.own = self.ranks.rows(settings.n_particles)
+        precision = joint.prior_precision.expand(origin.numel())
+        self.reach = settings.reach if settings.reach is not None else float((1 / precision).sum().sqrt())
+        data.restart()
+        batch = data.next_batch()
+        value, self.gradient = _start(joint, origin, batch)
+        eta = settings.step_size or 1.0 / sharpness(joint, origin, data.next_batch(), settings.seed)
+        n = settings.n_particles
+        self.drift = settings.directions(precision, self.own).mul_(self.reach / settings.n_steps)
+        own = len(self.drift)
+        self.theta, self.value = origin.repeat(own, 1), value.repeat(own)
+        self.eta, self.lost_at = (
+            origin.new_full((own,), eta),
+            torch.full((own,), settings.n_steps + 1).to(origin.device),
+        )
+        self.basis = StreamingBasis(origin, n * settings.n_steps, settings.basis)
+        self.coordinates: list[Float[Tensor, "n _"]] = []
+        self.objective = [value.repeat(n)]
+        self.t = 0
+        # At once where steps are to be compiled, or layers below the moving ones are to be run only once.
+        at_once = bool(settings.compile) or joint.network.is_part
+        self.recorder = Recorder(0 if at_once else RECORD_AFTER, bool(settings.compile))
+        self.joint = joint
+        self.descent = Descent(joint, settings.refinement, settings.descent, self.recorder)
+        self.identity = {
+            "settings": [f"{f.name}={getattr(settings, f.name)}" for f in fields(settings) if f.name not in IMMATERIAL],
+            "n_data": data.n_data,
+            "weights": on_same_terms(origin),
+            "prior_precision": on_same_terms(joint.prior_precision),
+        }
+        self.ranks.check_same(**self.identity)
+        self.group = joint.chunk_size or 0
+        self._load()
+        self.group = max(1, min(self.group or self._group_size(batch), own))
+        self._level_of: tuple[Batch, Level] | None = None
+
+    def run(self, progress_bar: bool) -> dict[str, Any]:
+        """Walk to the end; the fields of :class:`~laplace_fiber.trajectories.Trajectories`."""
+        n_steps, started = self.settings.n_steps, time.monotonic()
+        shown = progress_bar and self.ranks.first
+        with tqdm(total=n_steps, initial=self.t, desc="walk", disable=not shown) as bar:
+            while self.t < n_steps:
+                self.t += 1
+                self._drift()
+                self._keep()
+                self._save()
+                if self.settings.compile is None and self.t == 1 and self.group > 1:
+                    self._compile_if_long((time.monotonic() - started) * (n_steps - 1))
+                bar.update()
+                bar.set_postfix(
+                    objective=f"{float(self.objective[-1].mean()):.4g}",
+                    rejected=f"{self.descent.counts.rejected_share:.0%}",
+                    basis=self.basis.rank,
+                )
+        return self._result()
+
+    def _drift(self) -> None:
+        """Drift and refine the particles that are not lost."""
+        level = self._level(self.data.next_batch())
+        alive = (self.lost_at > self.settings.n_steps).nonzero().flatten()
+        for rows in alive.split(self.group):
+            drifted = self.theta[rows].add_(self.drift[rows])
+            new = self.descent.refine(level, self.t / self.settings.n_steps, drifted, self.eta[rows])
+            kept = rows[new.finite]
+            self.theta[kept], self.value[kept] = new.theta[new.finite], new.value[new.finite]
+            self.eta[kept] = new.eta[new.finite]
+            self.lost_at[rows[~new.finite]] = self.t
+
+    def _keep(self) -> None:
+        """Add everyone's states to the basis."""
+        n = self.settings.n_particles
+        self.objective.append(self.ranks.gather(self.value, n))
+        lost = self.ranks.gather(self.lost_at, n) <= self.settings.n_steps
+        if bool(lost.all()):
+            raise RuntimeError(
+                f"walk: expected a finite objective, but all {n} particles were lost by step {self.t} of "
+                f"{self.settings.n_steps} (reach {self.reach:.3g}); use a smaller reach, a larger prior_precision, or "
+                "a float64 model."
+            )
+        self.coordinates.append(self.basis.append(self.ranks.gather(self.theta - self.origin, n)))
+
+    def _level(self, batch: Batch) -> Level:
+        # The whole data set is one and the same batch at every drift.
+        if self._level_of is None or self._level_of[0] is not batch:
+            self._level_of = batch, Level(self.joint, batch, self.origin)
+        return self._level_of[1]
+
+    def _group_size(self, batch: Batch) -> int:
+        block = Batch(batch.blocks[:1], len(batch.blocks[0][1]))
+        trial, n = self.theta[:TRIAL_ROWS], len(self.theta)
+        return group_size(
+            self.joint.network, trial, n, block.blocks[0][0], lambda rows: self.joint.evaluate(rows, block)
+        )
+
+    def _compile_if_long(self, expected_seconds: float) -> None:
+        if expected_seconds > WORTH_COMPILING:
+            self.recorder = self.descent.recorder = Recorder(after=0, compiled=True)
+
+    def _save(self) -> None:
+        checkpoint, n = self.settings.checkpoint, self.settings.n_particles
+        if checkpoint is None or (self.t % checkpoint.every and self.t < self.settings.n_steps):
+            return
+        columns = {name: self.ranks.gather(getattr(self, name), n) for name in ("theta", "value", "eta", "lost_at")}
+        counts = self.descent.counts
+        state = {
+            **columns,
+            "walk": self.identity,
+            "t": self.t,
+            "group": self.group,
+            "position": self.data.position,
+            "coordinates": self.coordinates,
+            "objective": self.objective,
+            "counts": self.ranks.sum(counts.evaluated, counts.proposed, counts.rejected),
+            "calls": list(self.recorder.calls.items()),
+        }
+        if self.ranks.first:
+            checkpoint.save(state, self.basis)
+
+    def _load(self) -> None:
+        """Take over a saved walk, if there is one."""
+        checkpoint = self.settings.checkpoint
+        state = checkpoint.load(self.identity, self.basis, self.origin.device) if checkpoint else None
+        self.ranks.check_same(resumed_at=state["t"] if state else 0)
+        if state is None:
+            return
+        for name in ("theta", "value", "eta", "lost_at"):
+            getattr(self, name).copy_(state[name][self.own])
+        self.t, self.coordinates, self.objective = state["t"], state["coordinates"], state["objective"]
+        self.group = state["group"]
+        self.recorder.calls = dict(state["calls"])
+        if self.ranks.first:
+            self.descent.counts = Counts(*map(int, state["counts"]))
+        self.data.skip_to(*state["position"])
+
+    def _result(self) -> dict[str, Any]:
+        n, rank = self.settings.n_particles, self.basis.rank
+        evaluated, proposed, rejected = self.ranks.sum(*astuple(self.descent.counts))
+        padded = [functional.pad(c, (0, rank - c.shape[1])) for c in self.coordinates]
+        coordinates = torch.stack([torch.zeros_like(padded[0]), *padded], 1)
+        return {
+            "subspace": self.basis.finished(),
+            "coordinates": coordinates,
+            "objective": torch.stack(self.objective, 1),
+            "lost_at": self.ranks.gather(self.lost_at, n),
+            "step_sizes": self.ranks.gather(self.eta, n),
+            "rejected_share": rejected / max(proposed, 1),
+            "gradient_evaluations": evaluated / n,
+            "reach": self.reach,
+            "gradient_norm": self.joint.n_data * float(self.gradient.norm()),
+            "group_size": self.group,
+            "common_displacement": float(coordinates[:, -1].mean(0).norm()) / self.reach,
+        }
+
+
+def _start(joint: LogJoint, origin: Tensor, batch: Batch) -> tuple[Float[Tensor, ""], Float[Tensor, " p"]]:
+    value, gradient = joint.value_and_grad(origin[None], batch)
+    if not (torch.isfinite(value).all() and torch.isfinite(gradient).all()):
+        raise ValueError(
+            f"fit: expected a finite loss at the trained weights, got an objective of {float(value):.4g} per data "
+            "point (or a gradient that is not finite); check the data for NaN and the network for divergence."
+        )
+    return value[0], gradient[0]
+
+
+def sharpness(joint: LogJoint, theta: Float[Tensor, " p"], batch: Batch, seed: int = 0) -> float:
+    """λ_max(∇²J(θ)/n_data) in absolute value, by power iteration with Hessian-vector products."""
+    product = joint.hessian_product(theta, batch)
+    v = normal(theta.numel(), seed, -1).to(theta)
+    length = 0.0
+    for _ in range(POWER_ITERATIONS):
+        v = product(v / v.norm())
+        length = float(v.norm())
+        if length == 0.0 or not math.isfinite(length):
+            return 1.0  # a flat objective has no scale of its own, and no gradient to scale
+    return length
+
+
+def normal(size: int, seed: int, stream: int) -> Float[Tensor, " p"]:
+    """Standard normal numbers of stream ``stream``: the same whatever is drawn for the others."""
+    generator = torch.Generator().manual_seed((seed * 1_000_003 + stream + 1) % 2**63)
+    return torch.randn(size, generator=generator, dtype=torch.float64)
