@@ -4,6 +4,7 @@ Importing this package registers its flavours with laplace-torch, so that
 ``Laplace(model, likelihood, subset_of_weights="all", hessian_structure="fiber")`` returns a :class:`FiberLaplace`.
 """
 
+from laplace_fiber.checkpoint import Checkpoint
 from laplace_fiber.curvature import LanczosGGN, low_rank_laplace
 from laplace_fiber.fiber import FiberLaplace
 from laplace_fiber.fit_report import FitReport
@@ -12,11 +13,14 @@ from laplace_fiber.latent import LatentAutoencoder
 from laplace_fiber.paths import PositionLaw, UniformPosition
 from laplace_fiber.posterior import SampledPosterior
 from laplace_fiber.refinement import FixedRefinement, Refinement, RefineToLevel
+from laplace_fiber.subspace import BasisStorage
 from laplace_fiber.trajectories import TrajectorySampler
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "BasisStorage",
+    "Checkpoint",
     "FiberLaplace",
     "FitReport",
     "FixedRefinement",

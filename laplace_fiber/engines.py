@@ -67,7 +67,7 @@ def group_size(
     trial
         Weight vectors to try ``run`` on.
     """
-    if not network.batches or n == 1:
+    if not network.batches or n <= 1:
         return 1
     elements, kind = max(output_elements(network, x, **model_kwargs), 1), trial.device.type
     per_row = (WORKING_COPIES * elements + 5 * trial.shape[1]) * trial.element_size()

@@ -112,7 +112,7 @@ class Walk:
         """Drift and refine the particles that are not lost."""
         level = self._level(self.data.next_batch())
         alive = (self.lost_at > self.settings.n_steps).nonzero().flatten()
-        for rows in alive.split(self.group):
+        for rows in alive.split(self.group) if len(alive) else ():
             drifted = self.theta[rows].add_(self.drift[rows])
             new = self.descent.refine(level, self.t / self.settings.n_steps, drifted, self.eta[rows])
             kept = rows[new.finite]
