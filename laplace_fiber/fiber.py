@@ -20,11 +20,8 @@ from laplace_fiber.latent import LatentAutoencoder
 from laplace_fiber.log_joint import check_shapes
 from laplace_fiber.paths import FORMS, PositionLaw, PosteriorForm, UniformPosition
 from laplace_fiber.posterior import SampledPosterior
-from laplace_fiber.state import checked_origin
 from laplace_fiber.trajectories import TrajectorySampler
 from laplace_fiber.weights import Subset
-
-STATE_VERSION = 1
 
 KEPT_BYTES = 2**28
 """Size up to which the last samples drawn without a generator are kept."""
@@ -144,9 +141,8 @@ backend, backend_kwargs, asdl_fisher_kwargs
                 self.mean = self._fitted = self.report = None  # not an old fit under the name of an interrupted one
                 raise
         self.n_outputs = outputs.shape[-1]
-        if self.report is not None:
-            for message in self.report.warnings:
-                warnings.warn(message, stacklevel=2)
+        for message in self.report.warnings:  # type: ignore[union-attr]  # set by _fit
+            warnings.warn(message, stacklevel=2)
 
     def _fit(self, theta: Float[Tensor, " p"], data: TrainingData, progress_bar: bool) -> None:
         joint = self._joint(data.n_data)
@@ -198,15 +194,15 @@ backend, backend_kwargs, asdl_fisher_kwargs
         fitted, share = self._require_fit(), self.walk_share
         fitted.warn_of_changes(self.sigma_noise.detach(), self.temperature)
         asked = (n_samples, self.posterior, repr(self.position), share, self.sampler.seed)
-        if repeats and self._kept is not None and self._kept[0] == asked:
-            yield from self._kept[1].clone().split(size)
-            return
-        coordinates = fitted.draw(self.posterior, self.position, share, n_samples, generator)
-        if repeats and n_samples * self.n_params * self._dtype.itemsize <= KEPT_BYTES:
-            self._kept = asked, fitted.subspace.to_weights(coordinates)
-            yield from self._kept[1].clone().split(size)
-            return
-        yield from (fitted.subspace.to_weights(rows) for rows in coordinates.split(size))
+        kept = self._kept[1] if repeats and self._kept is not None and self._kept[0] == asked else None
+        if kept is None:
+            coordinates = fitted.draw(self.posterior, self.position, share, n_samples, generator)
+            if not repeats or n_samples * self.n_params * self._dtype.itemsize > KEPT_BYTES:
+                yield from (fitted.subspace.to_weights(rows) for rows in coordinates.split(size))
+                return
+            kept = fitted.subspace.to_weights(coordinates)
+            self._kept = asked, kept
+        yield from kept.clone().split(size)
 
     def spread_factor(self) -> Float[Tensor, "k p"]:
         """L with Lᵀ L the posterior's second moment of the weights about the MAP, exact up to quadrature in s."""
@@ -267,20 +263,11 @@ backend, backend_kwargs, asdl_fisher_kwargs
         """
         fitted = self._require_fit()
         return {
-            **self._identity(),
-            "mean": self.mean,
+            **self._hosted_state(),
             **fitted.to_state(),
             "ggn": None if self._curvature is None else self._curvature.ggn,
-            "residuals": self.residuals,
-            "prior_precision": self.prior_precision,
-            "prior_mean": self.prior_mean,
-            "sigma_noise": self.sigma_noise,
-            "temperature": self.temperature,
             "posterior": self.posterior,
             "seed": self.sampler.seed,
-            "loss": self.loss,
-            "n_data": self.n_data,
-            "n_outputs": self.n_outputs,
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -291,28 +278,15 @@ backend, backend_kwargs, asdl_fisher_kwargs
         ValueError
             Another class, version, likelihood or set of weights, or a model whose trained weights differ.
         """
-        mean = checked_origin(state_dict, self._identity(), self.network.theta())
-        for name in ("prior_precision", "prior_mean", "sigma_noise", "temperature", "loss", "n_data", "n_outputs"):
-            setattr(self, name, state_dict[name])
-        self.mean, self.posterior = mean, state_dict["posterior"]
-        self.sampler = replace(self.sampler, seed=state_dict["seed"])
+        mean = self._take_hosted_state(state_dict)
+        self.posterior, self.sampler = state_dict["posterior"], replace(self.sampler, seed=state_dict["seed"])
         self._fitted = FiberFit.from_state(state_dict, mean)
         ggn = state_dict["ggn"]
         self._curvature = None if ggn is None else SubspaceCurvature(ggn.to(mean.device), self._fitted.subspace.basis)
-        self.residuals = state_dict["residuals"].to(mean.device)
         self._data = self.report = None
-        self._forget_predictions()
 
     def _identity(self) -> dict[str, Any]:
-        """What a saved state and the object that loads it must agree on."""
-        return {
-            "cls_name": type(self).__name__,
-            "version": STATE_VERSION,
-            "likelihood": self.likelihood,
-            "weights": list(self.network.names),
-            "n_params": self.n_params,
-            "position": repr(self.position),
-        }
+        return {**super()._identity(), "position": repr(self.position)}
 
     def _subspace_curvature(self) -> SubspaceCurvature:
         per_output = self.sigma_noise.ndim > 0

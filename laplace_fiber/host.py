@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from laplace_fiber.log_joint import LogJoint
 from laplace_fiber.predictive import RECORD_AFTER
 from laplace_fiber.recording import Recorder
+from laplace_fiber.state import STATE_SETTINGS, STATE_VERSION, checked_origin
 from laplace_fiber.weights import Engine, NetworkFunction, Subset
 
 LIKELIHOODS = tuple(kind.value for kind in Likelihood)
@@ -197,6 +198,34 @@ backend, backend_kwargs, asdl_fisher_kwargs
         sigma = self.sigma_noise.expand(self.residuals.shape)
         fit = (self.residuals / sigma.square()).sum() / self.temperature
         return -fit - self.n_data * (sigma * math.sqrt(2 * math.pi)).log().sum()
+
+    def _hosted_state(self) -> dict[str, Any]:
+        """What every saved state holds: who it belongs to, the MAP, and the settings that may change after fit."""
+        return {
+            **self._identity(),
+            "mean": self._require_mean(),
+            "residuals": self.residuals,
+            **{name: getattr(self, name) for name in STATE_SETTINGS},
+        }
+
+    def _take_hosted_state(self, state: dict[str, Any]) -> Float[Tensor, " p"]:
+        """The inverse of :meth:`_hosted_state`, after checks; returns the MAP."""
+        mean = checked_origin(state, self._identity(), self.network.theta())
+        for name in STATE_SETTINGS:
+            setattr(self, name, state[name])
+        self.mean, self.residuals = mean, state["residuals"].to(mean.device)
+        self._forget_predictions()
+        return mean
+
+    def _identity(self) -> dict[str, Any]:
+        """What a saved state and the object that loads it must agree on."""
+        return {
+            "cls_name": type(self).__name__,
+            "version": STATE_VERSION,
+            "likelihood": self.likelihood,
+            "weights": list(self.network.names),
+            "n_params": self.n_params,
+        }
 
     def _joint(self, n_data: int, chunk_size: int | None = None) -> LogJoint:
         return LogJoint(

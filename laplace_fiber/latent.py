@@ -244,20 +244,20 @@ def _decoder_of_lines(
     return nn.Sequential(first, nn.ReLU(), hidden, nn.ReLU(), last)
 
 
-def _leading_coordinates(states: Float[Tensor, "n t r"], k: int, generator: torch.Generator) -> Float[Tensor, "n t k"]:
-    """Coordinates along the k leading principal directions, by randomised subspace iteration.
+def _leading_coordinates(
+    states: Float[Tensor, "n t r"], k: int, generator: torch.Generator
+) -> Float[Tensor, "n t k"]:
+    """Coordinates in (nearly) the span of the k leading principal directions, by randomised subspace iteration.
 
-    Source: Halko, Martinsson and Tropp (2011), algorithms 4.4 and 5.1. The states stand in the MAP's coordinates and
-    are not centred.
+    Source: Halko, Martinsson and Tropp (2011), algorithm 4.4. The states stand in the MAP's coordinates and are not
+    centred. No rotation to the directions themselves, whose signs would depend on rounding.
     """
     flat = states.flatten(0, 1)
-    probes = torch.randn(flat.shape[1], min(k + 10, flat.shape[1]), generator=generator, dtype=torch.float64)
+    probes = torch.randn(flat.shape[1], k, generator=generator, dtype=torch.float64)
     directions = torch.linalg.qr(probes.to(flat))[0]
     for _ in range(2):
         directions = torch.linalg.qr(flat.T @ (flat @ directions))[0]
-    projected = flat @ directions
-    rotation = torch.linalg.svd(projected, full_matrices=False)[2][:k]
-    return (projected @ rotation.T).unflatten(0, states.shape[:2])
+    return (flat @ directions).unflatten(0, states.shape[:2])
 
 
 def _mlp(sizes: list[int], generator: torch.Generator) -> nn.Sequential:

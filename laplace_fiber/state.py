@@ -8,6 +8,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+STATE_VERSION = 1
+
+STATE_SETTINGS = ("prior_precision", "prior_mean", "sigma_noise", "temperature", "loss", "n_data", "n_outputs")
+
 
 def checked_origin(
     state: dict[str, Any], expected: dict[str, Any], trained: Float[Tensor, " p"]

@@ -156,22 +156,23 @@ class StreamingBasis:
             return rest.clone()
         self._longest = max(self._longest, float(torch.linalg.vector_norm(rest, dim=1, dtype=torch.float64).max()))
         old = self._take_out(rest)
-        squares, vectors = torch.linalg.eigh(_gram(rest))
-        kept = squares > max(self.relative_cutoff * self._longest, 1e-30) ** 2
-        kept[: -(len(self._rows) - self.rank) or None] &= len(self._rows) > self.rank
-        lengths, vectors = squares[kept].sqrt(), vectors[:, kept]
-        if len(lengths) == 0:
+        gram = _gram(rest)
+        room = len(self._rows) - self.rank
+        kept = _independent_rows(gram, max(self.relative_cutoff * self._longest, 1e-30) ** 2)[:room]
+        if not kept:
             return old
-        # rest = (vectors · lengths) W and W = E V + L W', V the rows so far and W' the new ones.
-        new_rows = _transformed((vectors / lengths).T.to(rest), rest)
+        # rest = M W with W = L⁻¹ rest[kept], and W = E V + L' W' for the rows V so far and the new ones W'.
+        inverse = _inverse(torch.linalg.cholesky(gram[kept][:, kept]))
+        mixing = gram[:, kept] @ inverse.T
+        combinations = torch.zeros(len(kept), len(rest), dtype=inverse.dtype, device=inverse.device)
+        combinations[:, kept] = inverse
+        new_rows = _transformed(combinations.to(rest), rest)
         along_old = self._take_out(new_rows)
         if float(torch.linalg.vector_norm(new_rows, dim=1).min()) < 0.7:
             along_old += self._take_out(new_rows)
         lower = torch.linalg.cholesky(_gram(new_rows))
-        inverse = torch.linalg.solve_triangular(lower, torch.eye(len(lower)).to(lower), upper=False)
-        self._rows[self.rank : self.rank + len(lower)] = _transformed(inverse.to(rest), new_rows)
-        self.rank += len(lower)
-        mixing = vectors * lengths
+        self._rows[self.rank : self.rank + len(kept)] = _transformed(_inverse(lower).to(rest), new_rows)
+        self.rank += len(kept)
         return torch.cat([old + mixing.to(rest) @ along_old, (mixing @ lower).to(rest)], dim=1)
 
     def restore(self, rows: Float[Tensor, "k p"]) -> None:
@@ -181,7 +182,10 @@ class StreamingBasis:
 
     def finished(self) -> Subspace:
         """The subspace of all vectors shown."""
-        return Subspace(self.origin, self.basis)
+        basis = self.basis
+        if self.rank < len(self._rows) and basis.nbytes < available_bytes(basis.device) // 2:
+            basis = basis.clone()  # saved and copied without the room that was left over
+        return Subspace(self.origin, basis)
 
     def _take_out(self, vectors: Float[Tensor, "n p"]) -> Float[Tensor, "n r"]:
         """Coordinates along the rows so far; these parts of the vectors are subtracted in place."""
@@ -213,6 +217,24 @@ def _gram(rows: Float[Tensor, "a b"]) -> Float[Tensor, "a a"]:
     for block in rows.split(max(1, BLOCK_BYTES // (8 * len(rows))), dim=1):
         total += block.double() @ block.double().T
     return total
+
+
+def _independent_rows(gram: Float[Tensor, "n n"], smallest: float) -> list[int]:
+    """Rows that add more than ``smallest`` of squared length to the span of those before, in order.
+
+    Unlike eigenvectors, whose signs are anybody's guess, a basis made of them does not jump with rounding.
+    """
+    rest, kept = gram.clone(), []
+    for i in range(len(rest)):
+        if float(rest[i, i]) > smallest:
+            column = rest[:, i] / rest[i, i].sqrt()
+            rest -= column[:, None] * column
+            kept.append(i)
+    return kept
+
+
+def _inverse(lower: Float[Tensor, "k k"]) -> Float[Tensor, "k k"]:
+    return torch.linalg.solve_triangular(lower, torch.eye(len(lower)).to(lower), upper=False)
 
 
 def _transformed(matrix: Float[Tensor, "k n"], rows: Float[Tensor, "n p"]) -> Float[Tensor, "k p"]:

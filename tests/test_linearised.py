@@ -58,7 +58,7 @@ def test_links_are_laplace_torchs_at_the_same_moments(classification):
     narrow = copy.deepcopy(la)
     narrow.prior_precision = 400.0  # where probit is a good approximation of the average over draws
     sampled = narrow(x, "glm", link_approx="mc", n_samples=4000)
-    torch.testing.assert_close(sampled, narrow(x, "glm", link_approx="probit"), rtol=0, atol=0.02)
+    torch.testing.assert_close(sampled, narrow(x, "glm", link_approx="probit"), rtol=0, atol=0.03)
 
 
 def test_samples_are_the_linearised_network(classification):
