@@ -17,8 +17,9 @@ from laplace_fiber.predictive import function_samples
 from laplace_fiber.subspace import Subspace
 from laplace_fiber.trajectories import Trajectories
 
-POINTS = 1000
-"""The report's losses are measured on the first loader batches holding this many training points."""
+POINTS, FEWEST = 1000, 64
+"""The report's losses are measured on the first loader batches holding this many training points: the first number,
+for large networks less, down to the second."""
 
 PARTICLES = 8
 POSITIONS = (0.1, 0.25, 0.5, 0.75, 1.0)
@@ -154,7 +155,10 @@ class FitReport:
 
 def report_on(joint: LogJoint, walk: Trajectories, lines: LatentLines, data: TrainingData) -> FitReport:
     """Measure a fit. Call inside the network's evaluation mode."""
-    batch, states, origin = data.some(POINTS), walk.coordinates, walk.subspace.origin
+    states, origin = walk.coordinates, walk.subspace.origin
+    # A fifth of the points that the walk has gone through, forwards and backwards, for each of the two measurements.
+    gone_through = walk.gradient_evaluations * len(states) * (data.n_data if data.full else len(data.first[1]))
+    batch = data.some(_between(FEWEST, 3 * gone_through / 5 / (2 * PARTICLES * len(POSITIONS)), POINTS))
     n, last = min(PARTICLES, len(states)), states.shape[1] - 1
     trajectory = torch.arange(n, device=states.device).repeat(len(POSITIONS))
     s = torch.tensor(POSITIONS, device=states.device, dtype=states.dtype).repeat_interleave(n)
@@ -168,7 +172,7 @@ def report_on(joint: LogJoint, walk: Trajectories, lines: LatentLines, data: Tra
     everyone = torch.arange(len(states), device=states.device).repeat_interleave(last + 1)
     knots = torch.linspace(0, 1, last + 1, device=states.device, dtype=states.dtype).repeat(len(states))
     missed = (lines.coordinates(everyone, knots) - states.flatten(0, 1)).square().sum(-1).mean()
-    imbalance, balanced = _balance(joint, origin, data)
+    imbalance, balanced = _balance(joint, origin, data.some(_between(FEWEST, gone_through / 5, data.n_data)))
     lost = int((walk.lost_at <= last).sum())
     return FitReport(
         objective_map=float(trained.objective),
@@ -220,17 +224,22 @@ def _warnings(
         )
 
 
-def _balance(joint: LogJoint, origin: Float[Tensor, " p"], data: TrainingData) -> tuple[float, float | None]:
+def _balance(joint: LogJoint, origin: Float[Tensor, " p"], batch: Batch) -> tuple[float, float | None]:
     """How far the MAP is from balancing data and prior gradients, and the scalar τ that balances them best."""
     gradient = torch.zeros_like(origin)
-    for batch in data.epoch():
-        gradient += joint.value_and_grad(origin[None], batch)[1][0] * batch.size
+    for block in batch.blocks:
+        part = Batch([block], len(block[1]))
+        gradient += joint.value_and_grad(origin[None], part)[1][0] * (joint.n_data * part.size / batch.size)
     offset = origin - joint.prior_mean
     prior = joint.prior_precision * offset
     likelihood = gradient - prior
     imbalance = gradient.norm() / (likelihood.norm() + prior.norm()).clamp(min=1e-30)
     best = -(likelihood @ offset) / offset.square().sum().clamp(min=1e-30)
     return float(imbalance), float(best) if best > 0 else None
+
+
+def _between(least: int, wanted: float, most: int) -> int:
+    return int(min(max(least, wanted), most))
 
 
 def _predictive_gap(joint: LogJoint, on_walk: Tensor, decoded: Tensor) -> float:
