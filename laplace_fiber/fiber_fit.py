@@ -99,7 +99,7 @@ class FiberFit:
     def to_state(self) -> dict[str, Any]:
         """As tensors, lists of them and numbers; the origin is left to the owner."""
         return {
-            "basis": self.subspace.basis,
+            "basis": self.subspace.own_basis(),
             "states": self.states,
             "lines": self.lines.tensors(),
             "straightness": self.lines.straightness,

@@ -244,9 +244,7 @@ def _decoder_of_lines(
     return nn.Sequential(first, nn.ReLU(), hidden, nn.ReLU(), last)
 
 
-def _leading_coordinates(
-    states: Float[Tensor, "n t r"], k: int, generator: torch.Generator
-) -> Float[Tensor, "n t k"]:
+def _leading_coordinates(states: Float[Tensor, "n t r"], k: int, generator: torch.Generator) -> Float[Tensor, "n t k"]:
     """Coordinates in (nearly) the span of the k leading principal directions, by randomised subspace iteration.
 
     Source: Halko, Martinsson and Tropp (2011), algorithm 4.4. The states stand in the MAP's coordinates and are not

@@ -11,6 +11,7 @@ import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -42,6 +43,13 @@ class Subspace:
 
     origin: Float[Tensor, " p"]
     basis: Float[Tensor, "r p"]
+
+    def own_basis(self) -> Float[Tensor, "r p"]:
+        """The basis without room left over for rows that were not needed, to be saved: a copy where there is such."""
+        return self.basis.clone() if self.basis.untyped_storage().nbytes() > self.basis.nbytes else self.basis
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Subspace, (self.origin, self.own_basis())
 
     def to_weights(self, coordinates: Float[Tensor, "s r"]) -> Float[Tensor, "s p"]:
         """Weight vectors of coordinates."""
@@ -182,10 +190,7 @@ class StreamingBasis:
 
     def finished(self) -> Subspace:
         """The subspace of all vectors shown."""
-        basis = self.basis
-        if self.rank < len(self._rows) and basis.nbytes < available_bytes(basis.device) // 2:
-            basis = basis.clone()  # saved and copied without the room that was left over
-        return Subspace(self.origin, basis)
+        return Subspace(self.origin, self.basis)
 
     def _take_out(self, vectors: Float[Tensor, "n p"]) -> Float[Tensor, "n r"]:
         """Coordinates along the rows so far; these parts of the vectors are subtracted in place."""

@@ -83,7 +83,7 @@ class Walk:
             "prior_precision": on_same_terms(joint.prior_precision),
         }
         self.ranks.check_same(**self.identity)
-        self.group = joint.chunk_size or 0
+        self.group = settings.chunk_size or joint.chunk_size or 0
         self._load()
         self.group = max(1, min(self.group or self._group_size(batch), own))
         self._level_of: tuple[Batch, Level] | None = None

@@ -1,5 +1,8 @@
 """The subspace of a walk, the latent lines in it, and the four posteriors over them."""
 
+import copy
+import pickle
+
 import pytest
 import torch
 
@@ -83,6 +86,18 @@ def test_basis_on_disk_equals_the_one_in_memory(tmp_path):
     assert torch.equal(in_memory[0].basis, on_disk[0].basis)
     assert torch.equal(in_memory[1], on_disk[1])
     assert list(tmp_path.iterdir()) == []  # nothing is left to clean up
+
+
+def test_room_that_was_not_needed_is_not_saved():
+    """Rows are allotted for every state; pickles and copies hold those in use."""
+    states = random_states(3, 4, 100).float()
+    states[:, 2:] = states[:, 1:2]
+    subspace = streamed(states)[0]
+    assert len(subspace.basis) == 3
+    assert subspace.basis.untyped_storage().nbytes() == 4 * subspace.basis.nbytes
+    for again in (copy.deepcopy(subspace), pickle.loads(pickle.dumps(subspace))):
+        assert torch.equal(again.basis, subspace.basis)
+        assert again.basis.untyped_storage().nbytes() == subspace.basis.nbytes
 
 
 def test_a_basis_that_does_not_fit_is_refused_at_once():

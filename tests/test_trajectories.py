@@ -79,10 +79,11 @@ def test_refinement_never_raises_the_objective(descent):
 def test_chunking_does_not_change_the_walk(chunk_size):
     model, data = classifier()
     whole = walk_of(*joint_of(model, data, "classification"), TrajectorySampler(n_particles=5, n_steps=4))
-    parts = walk_of(
-        *joint_of(model, data, "classification", chunk_size=chunk_size), TrajectorySampler(n_particles=5, n_steps=4)
-    )
-    torch.testing.assert_close(whole.states, parts.states, rtol=1e-9, atol=1e-9)
+    for of_joint, of_sampler in [(chunk_size, None), (None, chunk_size), (3, chunk_size)]:
+        joint, training = joint_of(model, data, "classification", chunk_size=of_joint)
+        parts = walk_of(joint, training, TrajectorySampler(n_particles=5, n_steps=4, chunk_size=of_sampler))
+        torch.testing.assert_close(whole.states, parts.states, rtol=1e-9, atol=1e-9)
+        assert parts.group_size == chunk_size
 
 
 def test_a_particle_does_not_depend_on_how_many_others_walk():
