@@ -198,7 +198,7 @@ backend, backend_kwargs, asdl_fisher_kwargs
         if kept is None:
             coordinates = fitted.draw(self.posterior, self.position, share, n_samples, generator)
             if not repeats or n_samples * self.n_params * self._dtype.itemsize > KEPT_BYTES:
-                yield from (fitted.subspace.to_weights(rows) for rows in coordinates.split(size))
+                yield from fitted.subspace.weight_groups(coordinates, size)
                 return
             kept = fitted.subspace.to_weights(coordinates)
             self._kept = asked, kept

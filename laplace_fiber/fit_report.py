@@ -255,8 +255,7 @@ class _Measured:
     def __init__(self, joint: LogJoint, subspace: Subspace, coordinates: Float[Tensor, "k r"], batch: Batch) -> None:
         objective, nll = [], []
         total: Tensor = torch.zeros((), device=coordinates.device)
-        for rows in coordinates.split(joint.chunk_size or len(coordinates)):
-            theta = subspace.to_weights(rows)
+        for theta in subspace.weight_groups(coordinates, joint.chunk_size or len(coordinates)):
             data_term = joint.data_term(theta, batch)
             objective.append((data_term + joint.prior_energy(theta)) / joint.n_data)
             nll.append(joint.nll_of(data_term, batch))

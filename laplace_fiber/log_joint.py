@@ -100,7 +100,8 @@ class LogJoint:
         loss, offset = loss.detach(), thetas - self.prior_mean
         pull = offset * self.prior_precision
         energy = 0.5 * (offset * pull).sum(-1)
-        return Evaluation(loss + energy / self.n_data, grad + pull / self.n_data, loss * self.n_data)
+        grad = torch.add(grad, pull, alpha=1 / self.n_data)
+        return Evaluation(loss + energy / self.n_data, grad, loss * self.n_data)
 
     def value_and_grad(
         self, thetas: Float[Tensor, "n p"], batch: Batch

@@ -19,8 +19,11 @@ from torch import Tensor
 
 from laplace_fiber.memory import available_bytes
 
-BLOCK_BYTES = 2**26
-"""A basis is converted to the precision of arithmetic in column blocks of this size."""
+BLOCK_BYTES = 2**22
+"""Columns are converted to the precision of arithmetic in blocks of this size, which stay in the cache."""
+
+DECODED_BYTES = 2**26
+"""Weight vectors are decoded together up to this size: each pass reads the whole basis."""
 
 SINGLE_PRECISION_LIMIT = 2**31
 """Size in bytes up to which a basis is kept in float32 unless told otherwise; beyond, in float16."""
@@ -54,6 +57,12 @@ class Subspace:
     def to_weights(self, coordinates: Float[Tensor, "s r"]) -> Float[Tensor, "s p"]:
         """Weight vectors of coordinates."""
         return self.directions(coordinates).add_(self.origin)
+
+    def weight_groups(self, coordinates: Float[Tensor, "s r"], size: int) -> Iterator[Float[Tensor, "g p"]]:
+        """:meth:`to_weights`, ``size`` rows at a time."""
+        decoded = max(1, DECODED_BYTES // (self.origin.nbytes * size)) * size
+        for rows in coordinates.split(decoded):
+            yield from self.to_weights(rows).split(size)
 
     def directions(self, coordinates: Float[Tensor, "s r"]) -> Float[Tensor, "s p"]:
         """c V: displacements from the origin."""
@@ -162,7 +171,8 @@ class StreamingBasis:
         rest = displacements.to(self.dtype)
         if self.identity:
             return rest.clone()
-        self._longest = max(self._longest, float(torch.linalg.vector_norm(rest, dim=1, dtype=torch.float64).max()))
+        # Row by row: all of them in float64 at once would be another two copies.
+        self._longest = max(self._longest, *(float(torch.linalg.vector_norm(r, dtype=torch.float64)) for r in rest))
         old = self._take_out(rest)
         gram = _gram(rest)
         room = len(self._rows) - self.rank
@@ -197,7 +207,7 @@ class StreamingBasis:
         coordinates = _products(vectors, self.basis)
         if self.rank:
             for columns, block in _column_blocks(self.basis, vectors.dtype):
-                vectors[:, columns] -= coordinates @ block
+                vectors[:, columns].addmm_(coordinates, block, alpha=-1)
         return coordinates
 
 
@@ -220,7 +230,8 @@ def _gram(rows: Float[Tensor, "a b"]) -> Float[Tensor, "a a"]:
     """Inner products in float64, a block of columns at a time."""
     total = torch.zeros(len(rows), len(rows), dtype=torch.float64, device=rows.device)
     for block in rows.split(max(1, BLOCK_BYTES // (8 * len(rows))), dim=1):
-        total += block.double() @ block.double().T
+        wide = block.double()
+        total += wide @ wide.T
     return total
 
 

@@ -24,7 +24,8 @@ from laplace_fiber.subspace import StreamingBasis
 if TYPE_CHECKING:
     from laplace_fiber.trajectories import TrajectorySampler
 
-POWER_ITERATIONS = 20
+POWER_ITERATIONS, POWER_TOLERANCE = 20, 1e-2
+"""Hessian products that the sharpness may take, and the relative change from one to the next that ends them."""
 
 RECORD_AFTER = 32
 """Steps of the same shape before one is recorded."""
@@ -63,10 +64,8 @@ class Walk:
         self.drift = settings.directions(precision, self.own).mul_(self.reach / settings.n_steps)
         own = len(self.drift)
         self.theta, self.value = origin.repeat(own, 1), value.repeat(own)
-        self.eta, self.lost_at = (
-            origin.new_full((own,), eta),
-            torch.full((own,), settings.n_steps + 1).to(origin.device),
-        )
+        self.eta = origin.new_full((own,), eta)
+        self.lost_at = torch.full((own,), settings.n_steps + 1, device=origin.device)
         self.basis = StreamingBasis(origin, n * settings.n_steps, settings.basis)
         self.coordinates: list[Float[Tensor, "n _"]] = []
         self.objective = [value.repeat(n)]
@@ -81,6 +80,7 @@ class Walk:
             "n_data": data.n_data,
             "weights": on_same_terms(origin),
             "prior_precision": on_same_terms(joint.prior_precision),
+            "loss": f"{float(value):.5g}",
         }
         self.ranks.check_same(**self.identity)
         self.group = settings.chunk_size or joint.chunk_size or 0
@@ -223,9 +223,11 @@ def sharpness(joint: LogJoint, theta: Float[Tensor, " p"], batch: Batch, seed: i
     length = 0.0
     for _ in range(POWER_ITERATIONS):
         v = product(v / v.norm())
-        length = float(v.norm())
+        before, length = length, float(v.norm())
         if length == 0.0 or not math.isfinite(length):
             return 1.0  # a flat objective has no scale of its own, and no gradient to scale
+        if abs(length - before) < POWER_TOLERANCE * length:
+            break
     return length
 
 

@@ -57,7 +57,7 @@ def test_sharpness_is_the_largest_eigenvalue():
     model, data, hessian = linear_regression()
     joint, training = joint_of(model, data, "regression", tau=0.7, sigma=0.5)
     largest = float(torch.linalg.eigvalsh(hessian)[-1])
-    assert sharpness(joint, joint.network.theta(), training.everything()) == pytest.approx(largest, rel=1e-3)
+    assert sharpness(joint, joint.network.theta(), training.everything()) == pytest.approx(largest, rel=2e-2)
 
 
 @pytest.mark.parametrize("descent", ["monotone", "spectral"])
