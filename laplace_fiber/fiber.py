@@ -18,13 +18,14 @@ from laplace_fiber.fiber_fit import FiberFit
 from laplace_fiber.fit_report import FitReport, report_on
 from laplace_fiber.latent import LatentAutoencoder
 from laplace_fiber.log_joint import check_shapes
+from laplace_fiber.memory import available_bytes
 from laplace_fiber.paths import FORMS, PositionLaw, PosteriorForm, UniformPosition
 from laplace_fiber.posterior import SampledPosterior
 from laplace_fiber.trajectories import TrajectorySampler
 from laplace_fiber.weights import Subset
 
-KEPT_BYTES = 2**28
-"""Size up to which the last samples drawn without a generator are kept."""
+KEPT_BYTES = 2**30
+"""The last samples drawn without a generator are kept up to this size, and up to an eighth of the free memory."""
 
 
 class FiberLaplace(SampledPosterior):
@@ -164,21 +165,9 @@ backend, backend_kwargs, asdl_fisher_kwargs
             self.sampler.checkpoint.remove()
 
     def sample(self, n_samples: int = 100, generator: torch.Generator | None = None) -> Float[Tensor, "s p"]:
-        """Draw weight samples.
+        """Draw weight samples, one per row; without a generator (on the model's device) the same ones every time.
 
-        Parameters
-        ----------
-        n_samples
-            Number of rows.
-        generator
-            Source of randomness, on the model's device; ``None`` draws the same samples every time.
-
-        Raises
-        ------
-        RuntimeError
-            Before fit.
-        ValueError
-            ``n_samples`` below 1, or a generator on another device.
+        Raises ``RuntimeError`` before fit and ``ValueError`` for ``n_samples`` below 1 or a generator elsewhere.
         """
         return torch.cat(list(self.sample_groups(n_samples, n_samples, generator)))
 
@@ -197,7 +186,8 @@ backend, backend_kwargs, asdl_fisher_kwargs
         kept = self._kept[1] if repeats and self._kept is not None and self._kept[0] == asked else None
         if kept is None:
             coordinates = fitted.draw(self.posterior, self.position, share, n_samples, generator)
-            if not repeats or n_samples * self.n_params * self._dtype.itemsize > KEPT_BYTES:
+            room = min(KEPT_BYTES, available_bytes(self._device) // 8)
+            if not repeats or n_samples * self.n_params * self._dtype.itemsize > room:
                 yield from fitted.subspace.weight_groups(coordinates, size)
                 return
             kept = fitted.subspace.to_weights(coordinates)

@@ -22,7 +22,7 @@ from laplace_fiber.memory import available_bytes
 BLOCK_BYTES = 2**22
 """Columns are converted to the precision of arithmetic in blocks of this size, which stay in the cache."""
 
-DECODED_BYTES = 2**26
+DECODED_BYTES = 2**28
 """Weight vectors are decoded together up to this size: each pass reads the whole basis."""
 
 SINGLE_PRECISION_LIMIT = 2**31
