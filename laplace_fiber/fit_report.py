@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -13,7 +13,7 @@ from laplace_fiber.data import Batch, TrainingData
 from laplace_fiber.latent import LatentLines
 from laplace_fiber.log_joint import LogJoint
 from laplace_fiber.paths import WalkCurves
-from laplace_fiber.predictive import function_samples
+from laplace_fiber.recording import Recorder
 from laplace_fiber.subspace import Subspace
 from laplace_fiber.trajectories import Trajectories
 
@@ -22,6 +22,9 @@ POINTS, FEWEST = 1000, 64
 for large networks less, down to the second."""
 
 PARTICLES = 8
+
+NEVER = 2**60
+"""Calls before a recording that shall not be made."""
 POSITIONS = (0.1, 0.25, 0.5, 0.75, 1.0)
 
 
@@ -156,15 +159,16 @@ class FitReport:
 def report_on(joint: LogJoint, walk: Trajectories, lines: LatentLines, data: TrainingData) -> FitReport:
     """Measure a fit. Call inside the network's evaluation mode."""
     states, origin = walk.coordinates, walk.subspace.origin
-    # A fifth of the points that the walk has gone through, forwards and backwards, for each of the two measurements.
+    # A tenth of what the walk has gone through, forwards and backwards, for each of the two measurements.
     gone_through = walk.gradient_evaluations * len(states) * (data.n_data if data.full else len(data.first[1]))
-    batch = data.some(_between(FEWEST, 3 * gone_through / 5 / (2 * PARTICLES * len(POSITIONS)), POINTS))
+    batch = data.some(_between(FEWEST, 3 * gone_through / 10 / (2 * PARTICLES * len(POSITIONS)), POINTS))
     n, last = min(PARTICLES, len(states)), states.shape[1] - 1
     trajectory = torch.arange(n, device=states.device).repeat(len(POSITIONS))
     s = torch.tensor(POSITIONS, device=states.device, dtype=states.dtype).repeat_interleave(n)
-    on_walk = _Measured(joint, walk.subspace, WalkCurves(states).coordinates(trajectory, s), batch)
-    decoded = _Measured(joint, walk.subspace, lines.coordinates(trajectory, s), batch)
-    trained = _Measured(joint, walk.subspace, states[0, :1], batch)
+    recorders = [Recorder(0 if joint.network.is_part else NEVER) for _ in batch.blocks]
+    on_walk = _Measured(joint, walk.subspace, WalkCurves(states).coordinates(trajectory, s), batch, recorders)
+    decoded = _Measured(joint, walk.subspace, lines.coordinates(trajectory, s), batch, recorders)
+    trained = _Measured(joint, walk.subspace, states[0, :1], batch, recorders)
 
     def by_position(values: Tensor) -> tuple[float, ...]:
         return tuple(values.view(len(POSITIONS), n).mean(1).tolist())
@@ -172,7 +176,7 @@ def report_on(joint: LogJoint, walk: Trajectories, lines: LatentLines, data: Tra
     everyone = torch.arange(len(states), device=states.device).repeat_interleave(last + 1)
     knots = torch.linspace(0, 1, last + 1, device=states.device, dtype=states.dtype).repeat(len(states))
     missed = (lines.coordinates(everyone, knots) - states.flatten(0, 1)).square().sum(-1).mean()
-    imbalance, balanced = _balance(joint, origin, data.some(_between(FEWEST, gone_through / 5, data.n_data)))
+    imbalance, balanced = _balance(joint, origin, data.some(_between(FEWEST, gone_through / 10, data.n_data)))
     lost = int((walk.lost_at <= last).sum())
     return FitReport(
         objective_map=float(trained.objective),
@@ -250,15 +254,36 @@ def _predictive_gap(joint: LogJoint, on_walk: Tensor, decoded: Tensor) -> float:
 
 
 class _Measured:
-    """Objective and loss at each of some points of a subspace, and their averaged prediction of the first block."""
+    """Objective and loss at each of some points of a subspace, and their averaged prediction of the first block.
 
-    def __init__(self, joint: LogJoint, subspace: Subspace, coordinates: Float[Tensor, "k r"], batch: Batch) -> None:
+    One recorder for each block of the batch: layers below the moving weights run once.
+    """
+
+    def __init__(
+        self,
+        joint: LogJoint,
+        subspace: Subspace,
+        coordinates: Float[Tensor, "k r"],
+        batch: Batch,
+        recorders: Sequence[Recorder],
+    ) -> None:
+        def outputs_of(moving: Sequence[Tensor], fixed: Sequence[Tensor]) -> tuple[Tensor, ...]:
+            return (joint.network.many(moving[0], fixed[0]),)
+
         objective, nll = [], []
         total: Tensor = torch.zeros((), device=coordinates.device)
+        scale = joint.n_data / (joint.temperature * batch.size)
         for theta in subspace.weight_groups(coordinates, joint.chunk_size or len(coordinates)):
-            data_term = joint.data_term(theta, batch)
+            data_term = theta.new_zeros(len(theta))
+            for i, (recorder, (x, y)) in enumerate(zip(recorders, batch.blocks, strict=True)):
+                with torch.no_grad():
+                    if isinstance(x, Tensor):
+                        outputs = recorder("outputs", outputs_of, [theta], [x])[0]
+                    else:
+                        outputs = joint.network.many(theta, x)
+                data_term += scale * joint.loss_of(outputs, y)
+                if i == 0:
+                    total = total + (outputs if joint.likelihood == "regression" else outputs.softmax(-1)).sum(0)
             objective.append((data_term + joint.prior_energy(theta)) / joint.n_data)
             nll.append(joint.nll_of(data_term, batch))
-            outputs = function_samples(joint.network, theta, batch.blocks[0][0])
-            total = total + (outputs if joint.likelihood == "regression" else outputs.softmax(-1)).sum(0)
         self.objective, self.nll, self.prediction = torch.cat(objective), torch.cat(nll), total / len(coordinates)

@@ -72,12 +72,14 @@ class LogJoint:
         for x, y in batch.blocks:
             with self._precision():
                 outputs = self.network.many(thetas, x)
-            outputs = outputs.to(thetas.dtype)
-            if len(outputs) == 1:
-                total = total + summed_loss(outputs[0], y, self.likelihood, self.sigma_noise)
-            else:
-                total = total + vmap(lambda f, y=y: summed_loss(f, y, self.likelihood, self.sigma_noise))(outputs)
+            total = total + self.loss_of(outputs.to(thetas.dtype), y)
         return total
+
+    def loss_of(self, outputs: Float[Tensor, "n b *c"], y: Tensor) -> Float[Tensor, " n"]:
+        """Σ ℓ for each of n outputs of the network. Differentiable."""
+        if len(outputs) == 1:
+            return summed_loss(outputs[0], y, self.likelihood, self.sigma_noise)[None]
+        return vmap(lambda f: summed_loss(f, y, self.likelihood, self.sigma_noise))(outputs)
 
     def prior_energy(self, thetas: Float[Tensor, "n p"]) -> Float[Tensor, " n"]:
         """½ (θ − μ₀)ᵀ diag(τ) (θ − μ₀)."""

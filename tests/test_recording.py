@@ -219,3 +219,17 @@ def test_predictions_of_a_last_layer_run_the_body_once(monkeypatch):
     network = NetworkFunction(model, "last_layer")
     assert network.is_part
     assert model.calls <= 5 + 1 + 1 + 20
+
+
+@pytest.mark.parametrize(("worth", "compiles"), [(1e9, False), (-1.0, True)])
+def test_long_walks_are_compiled_without_being_asked(worth, compiles, monkeypatch):
+    """As the first drift tells; the compiler is replaced by one that only says that it was called."""
+    compiled = []
+    monkeypatch.setattr("laplace_fiber.walk.WORTH_COMPILING", worth)
+    monkeypatch.setattr(torch, "compile", lambda graph, **_: compiled.append(graph) or graph)
+    model, data = classifier()
+    joint, training = joint_of(model, data, "classification")
+    sampler = TrajectorySampler(n_particles=3, n_steps=3, refinement=FixedRefinement(2))
+    with joint.network.evaluation():
+        sampler.walk(joint, joint.network.theta(), training)
+    assert bool(compiled) == compiles

@@ -41,7 +41,7 @@ from laplace_fiber.subspace import SINGLE_PRECISION_LIMIT, BasisStorage
 GIB, MIB = 2**30, 2**20
 LARGEST_BASIS = 2 * GIB
 SAMPLING_SECONDS = 0.02
-RESNET_THREADS, RESNET_BATCH = 2, 32
+RESNET_THREADS, RESNET_BATCH = 2, 16
 
 _SPAWN, _FORKSERVER = multiprocessing.get_context("spawn"), multiprocessing.get_context("forkserver")
 
@@ -71,7 +71,6 @@ class Case:
 
 _WIDTHS = {"10k": 98, "100k": 314, "1M": 998}
 _LAST_TWO = ("layer4.1.conv2", "fc")
-_LAST_STAGE = ("layer4", "fc")
 
 
 def _cases() -> dict[str, Case]:
@@ -84,8 +83,6 @@ def _cases() -> dict[str, Case]:
         cases[f"1M weights, n=16, T=20, {basis}"] = Case(_WIDTHS["1M"], basis=basis)
     return cases | {
         "ResNet-18 last two layers, n=16, T=20": Case(None, subset=_LAST_TWO, limit_gib=4),
-        "ResNet-18 last stage and fc, n=8, T=10": Case(None, 8, 10, subset=_LAST_STAGE, limit_gib=4),
-        "ResNet-18 last stage and fc, n=16, T=20, directory": Case(None, 16, 20, "directory", _LAST_STAGE, 4),
         "ResNet-18 all weights, n=16, T=20": Case(None, limit_gib=12),
     }
 
