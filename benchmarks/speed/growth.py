@@ -105,7 +105,6 @@ POINTS = (
     *(Point("width", (width, width)) for width in (98, 314, 998, 1998)),
     *(Point("data", (32, 32, 32), n) for n in (1000, 2000, 4000, 8000)),
     *(Point("batches", (32, 32, 32), n) for n in (16_000, 64_000)),
-    Point("width", (3314, 3314)),  # last, since it takes longest
 )
 QUICK_POINTS = (Point("depth", (8,)), Point("depth", (8, 8)), Point("data", (8,), 100), Point("data", (8,), 200))
 QUICK_WALK = {"n_particles": 4, "n_steps": 5}
