@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -69,7 +68,7 @@ class Checkpoint:
         for rows in self._row_files():
             _, start, end = rows.stem.split("-")
             if int(start) == basis.rank < state["rank"] and not basis.identity:
-                basis.restore(torch.load(rows, map_location=device, weights_only=True)[: state["rank"] - basis.rank])
+                basis.restore(torch.load(rows, map_location=device, weights_only=True))
             if int(end) > state["rank"]:  # written just before the process died, and not yet part of the state
                 rows.unlink(missing_ok=True)
         return state
@@ -80,7 +79,7 @@ class Checkpoint:
         for file in [*folder.glob("walk.*"), *folder.glob("rows-*")]:
             file.unlink()
         if folder.exists() and not any(folder.iterdir()):
-            shutil.rmtree(folder)
+            folder.rmdir()
 
     def _row_files(self) -> list[Path]:
         return sorted(Path(self.folder).glob("rows-*.pt"))

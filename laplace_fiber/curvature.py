@@ -20,10 +20,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.data import DataLoader
 
 from laplace_fiber.data import Batch
+from laplace_fiber.subspace import column_blocks
 from laplace_fiber.weights import Inputs, NetworkFunction, difference_step
-
-COLUMNS = 65_536
-"""Columns of a basis that are held in float64 at a time."""
 
 EIGENVALUE_FLOOR = 1e-6
 """Curvature below this is rounding; laplace-torch's low-rank flavour takes logarithms of what is kept."""
@@ -123,8 +121,8 @@ class SubspaceCurvature:
 
     def _prior(self, tau: Float[Tensor, " p"]) -> Float[Tensor, "r r"]:
         total = torch.zeros(len(self.basis), len(self.basis), dtype=torch.float64, device=tau.device)
-        for block, weights in zip(self.basis.split(COLUMNS, dim=1), tau.split(COLUMNS), strict=True):
-            total += (block.double() * weights) @ block.double().T
+        for columns, block in column_blocks(self.basis, torch.float64):
+            total += (block * tau[columns]) @ block.T
         return total
 
     @functools.cached_property

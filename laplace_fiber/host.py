@@ -227,7 +227,7 @@ backend, backend_kwargs, asdl_fisher_kwargs
             "n_params": self.n_params,
         }
 
-    def _joint(self, n_data: int, chunk_size: int | None = None) -> LogJoint:
+    def _joint(self, n_data: int) -> LogJoint:
         return LogJoint(
             self.network,
             self._loss_likelihood,
@@ -236,7 +236,7 @@ backend, backend_kwargs, asdl_fisher_kwargs
             torch.as_tensor(self.prior_mean),
             self.sigma_noise.detach(),
             self.temperature,
-            chunk_size or self.chunk_size,
+            self.chunk_size,
         )
 
     @property

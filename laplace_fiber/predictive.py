@@ -59,7 +59,7 @@ def sampled_outputs(
     def outputs(moving: Sequence[Tensor], fixed: Sequence[Tensor]) -> tuple[Tensor, ...]:
         return (network.many(moving[0], fixed[0]),)
 
-    head = Recorder(after=0)
+    head, fixed_state = Recorder(after=0), network.fixed_state()
     seconds = 0.0  # that the first group took
 
     def evaluate(thetas: Tensor) -> Tensor:
@@ -70,7 +70,7 @@ def sampled_outputs(
             if network.is_part and seconds > WORTH_SETTING_APART:
                 return torch.cat([head("head", outputs, [theta], [x])[0] for theta in thetas.split(1)])
             start = time.perf_counter()
-            result = recorder(network.fixed_state(), outputs, [thetas], [x])[0]
+            result = recorder(fixed_state, outputs, [thetas], [x])[0]
             seconds = seconds or time.perf_counter() - start
             return result
 

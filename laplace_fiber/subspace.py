@@ -68,7 +68,7 @@ class Subspace:
         """c V: displacements from the origin."""
         result = self.origin.new_empty(len(coordinates), self.basis.shape[1])
         wide = coordinates.to(torch.promote_types(self.basis.dtype, torch.float32))
-        for columns, block in _column_blocks(self.basis, wide.dtype):
+        for columns, block in column_blocks(self.basis, wide.dtype):
             result[:, columns] = (wide @ block).to(result)
         return result
 
@@ -206,12 +206,12 @@ class StreamingBasis:
         """Coordinates along the rows so far; these parts of the vectors are subtracted in place."""
         coordinates = _products(vectors, self.basis)
         if self.rank:
-            for columns, block in _column_blocks(self.basis, vectors.dtype):
+            for columns, block in column_blocks(self.basis, vectors.dtype):
                 vectors[:, columns].addmm_(coordinates, block, alpha=-1)
         return coordinates
 
 
-def _column_blocks(rows: Float[Tensor, "r p"], dtype: torch.dtype) -> Iterator[tuple[slice, Float[Tensor, "r b"]]]:
+def column_blocks(rows: Float[Tensor, "r p"], dtype: torch.dtype) -> Iterator[tuple[slice, Float[Tensor, "r b"]]]:
     """The rows in ``dtype``, whole where they have it already, else some columns at a time."""
     width = rows.shape[1] if rows.dtype == dtype else max(1, BLOCK_BYTES // (dtype.itemsize * max(len(rows), 1)))
     for start in range(0, rows.shape[1], width):
@@ -221,7 +221,7 @@ def _column_blocks(rows: Float[Tensor, "r p"], dtype: torch.dtype) -> Iterator[t
 
 def _products(vectors: Float[Tensor, "n p"], basis: Float[Tensor, "r p"]) -> Float[Tensor, "n r"]:
     total = vectors.new_zeros(len(vectors), len(basis))
-    for columns, block in _column_blocks(basis, vectors.dtype):
+    for columns, block in column_blocks(basis, vectors.dtype):
         total += vectors[:, columns] @ block.T
     return total
 
@@ -229,9 +229,8 @@ def _products(vectors: Float[Tensor, "n p"], basis: Float[Tensor, "r p"]) -> Flo
 def _gram(rows: Float[Tensor, "a b"]) -> Float[Tensor, "a a"]:
     """Inner products in float64, a block of columns at a time."""
     total = torch.zeros(len(rows), len(rows), dtype=torch.float64, device=rows.device)
-    for block in rows.split(max(1, BLOCK_BYTES // (8 * len(rows))), dim=1):
-        wide = block.double()
-        total += wide @ wide.T
+    for _, block in column_blocks(rows, torch.float64):
+        total += block @ block.T
     return total
 
 

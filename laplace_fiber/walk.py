@@ -155,7 +155,6 @@ class Walk:
         if checkpoint is None or (self.t % checkpoint.every and self.t < self.settings.n_steps):
             return
         columns = {name: self.ranks.gather(getattr(self, name), n) for name in ("theta", "value", "eta", "lost_at")}
-        counts = self.descent.counts
         state = {
             **columns,
             "walk": self.identity,
@@ -164,7 +163,7 @@ class Walk:
             "position": self.data.position,
             "coordinates": self.coordinates,
             "objective": self.objective,
-            "counts": self.ranks.sum(counts.evaluated, counts.proposed, counts.rejected),
+            "counts": list(astuple(self._counts())),
             "calls": list(self.recorder.calls.items()),
         }
         if self.ranks.first:
@@ -183,12 +182,16 @@ class Walk:
         self.group = state["group"]
         self.recorder.calls = dict(state["calls"])
         if self.ranks.first:
-            self.descent.counts = Counts(*map(int, state["counts"]))
+            self.descent.counts = Counts(*state["counts"])
         self.data.skip_to(*state["position"])
+
+    def _counts(self) -> Counts:
+        """Of all ranks."""
+        return Counts(*map(int, self.ranks.sum(*astuple(self.descent.counts))))
 
     def _result(self) -> dict[str, Any]:
         n, rank = self.settings.n_particles, self.basis.rank
-        evaluated, proposed, rejected = self.ranks.sum(*astuple(self.descent.counts))
+        counts = self._counts()
         padded = [functional.pad(c, (0, rank - c.shape[1])) for c in self.coordinates]
         coordinates = torch.stack([torch.zeros_like(padded[0]), *padded], 1)
         return {
@@ -197,8 +200,8 @@ class Walk:
             "objective": torch.stack(self.objective, 1),
             "lost_at": self.ranks.gather(self.lost_at, n),
             "step_sizes": self.ranks.gather(self.eta, n),
-            "rejected_share": rejected / max(proposed, 1),
-            "gradient_evaluations": evaluated / n,
+            "rejected_share": counts.rejected_share,
+            "gradient_evaluations": counts.evaluated / n,
             "reach": self.reach,
             "gradient_norm": self.joint.n_data * float(self.gradient.norm()),
             "group_size": self.group,
