@@ -4,6 +4,7 @@ Importing this package registers its flavours with laplace-torch, so that
 ``Laplace(model, likelihood, subset_of_weights="all", hessian_structure="fiber")`` returns a :class:`FiberLaplace`.
 """
 
+from laplace_fiber import baselines
 from laplace_fiber.checkpoint import Checkpoint
 from laplace_fiber.curvature import LanczosGGN, low_rank_laplace
 from laplace_fiber.fiber import FiberLaplace
@@ -33,5 +34,6 @@ __all__ = [
     "SampledPosterior",
     "TrajectorySampler",
     "UniformPosition",
+    "baselines",
     "low_rank_laplace",
 ]

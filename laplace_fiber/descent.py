@@ -11,6 +11,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from laplace_fiber.data import Batch
+from laplace_fiber.gradients import recorded_evaluation
 from laplace_fiber.log_joint import LogJoint
 from laplace_fiber.recording import Function, Recorder
 from laplace_fiber.refinement import Refinement, Refining
@@ -92,10 +93,7 @@ class Descent:
         return now
 
     def _evaluated(self, batch: Batch, theta: Tensor, eta: Tensor) -> Particles:
-        def evaluate(moving: Sequence[Tensor], fixed: Sequence[Tensor]) -> tuple[Tensor, ...]:
-            return tuple(self.joint.evaluate(moving[0], batch.with_tensors(fixed)))
-
-        value, grad, data_term = self._call("evaluate", evaluate, (theta,), batch)
+        value, grad, data_term = recorded_evaluation(self.joint, self.recorder, theta, batch)
         return Particles(theta, value, data_term, grad, eta, _finite(value, grad))
 
     def _stepped(self, batch: Batch, now: Particles, active: Tensor, n_active: int, step: int) -> Particles:

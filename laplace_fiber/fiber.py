@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -16,8 +16,9 @@ from laplace_fiber.data import TrainingData
 from laplace_fiber.distributed import Ranks
 from laplace_fiber.fiber_fit import FiberFit
 from laplace_fiber.fit_report import FitReport, report_on
+from laplace_fiber.fitting import BatchChoice
 from laplace_fiber.latent import LatentAutoencoder
-from laplace_fiber.log_joint import check_shapes
+from laplace_fiber.log_joint import LogJoint
 from laplace_fiber.memory import available_bytes
 from laplace_fiber.paths import FORMS, PositionLaw, PosteriorForm, UniformPosition
 from laplace_fiber.posterior import SampledPosterior
@@ -92,7 +93,6 @@ backend, backend_kwargs, asdl_fisher_kwargs
         self.report: FitReport | None = None
         self._fitted: FiberFit | None = None
         self._curvature: SubspaceCurvature | None = None
-        self._data: TrainingData | None = None
 
     @property
     def posterior(self) -> PosteriorForm:
@@ -105,64 +105,41 @@ backend, backend_kwargs, asdl_fisher_kwargs
             raise ValueError(f"posterior: expected one of {FORMS}, got {form!r}.")
         self._posterior = form
 
-    def fit(self, train_loader: Iterable[Any], override: bool = True, progress_bar: bool = False) -> None:
-        """Walk, find the walk's subspace, and train the autoencoder; then write :attr:`report`.
+    @property
+    def seed(self) -> int:
+        """Of the walk, and of samples drawn without a generator."""
+        return self.sampler.seed
 
-        Parameters
-        ----------
-        train_loader
-            The data that the model was trained on, as (x, y) pairs or dict-like batches.
-        override
-            Must be True: a walk cannot be extended by further data.
-        progress_bar
-            Show the progress of walk and autoencoder.
+    @property
+    def batch(self) -> BatchChoice:
+        """Data behind each refinement."""
+        return self.sampler.batch
 
-        Raises
-        ------
-        ValueError
-            Empty loader, targets that do not fit the outputs, a loss that is not finite, or ``override=False``.
-        RuntimeError
-            All particles were lost during the walk.
-        """
-        if not override:
-            raise ValueError("override: expected True, got False; the walk depends on all data: fit on their union.")
-        data = TrainingData(train_loader, self._device, self.sampler.batch, self.dict_key_y, self.sampler.seed)
-        self.network.check_last_layer(data.first[0])
-        theta = self.network.theta()
-        with self.network.evaluation():
-            with torch.no_grad():
-                outputs = self.network.one(theta, data.first[0])
-            check_shapes(outputs, data.first[1], self.likelihood)
-            self._check_noise(outputs.shape[-1])
-            try:
-                self._fit(theta, data, progress_bar)
-            except ValueError:
-                raise  # refused before any work: an earlier fit stays
-            except BaseException:
-                self.mean = self._fitted = self.report = None  # not an old fit under the name of an interrupted one
-                raise
-        self.n_outputs = outputs.shape[-1]
-        for message in self.report.warnings:  # type: ignore[union-attr]  # set by _fit
-            warnings.warn(message, stacklevel=2)
-
-    def _fit(self, theta: Float[Tensor, " p"], data: TrainingData, progress_bar: bool) -> None:
-        joint = self._joint(data.n_data)
+    def _fit(self, theta: Float[Tensor, " p"], joint: LogJoint, data: TrainingData, progress_bar: bool) -> None:
+        """Walk, find the walk's subspace, and train the autoencoder; then write :attr:`report`."""
         walk = self.sampler.walk(replace(joint, autocast=self.sampler.autocast), theta, data, progress_bar)
         ranks = Ranks(self.sampler.distributed)
         lines = self.autoencoder.fit(walk.coordinates, progress_bar and ranks.first)
         ranks.share_first([walk.coordinates, *lines.tensors()])
-        report = report_on(replace(joint, chunk_size=walk.group_size), walk, lines, data)
-        residuals = joint.unit_losses(theta, data.epoch())
+        self.report = report_on(replace(joint, chunk_size=walk.group_size), walk, lines, data)
+        self.diagnostics = {
+            "gradient_evaluations": walk.gradient_evaluations * len(walk.coordinates),
+            "rejected_share": walk.rejected_share,
+        }
         noise = self.sigma_noise.detach().clone()
         self._fitted = FiberFit(
             walk.subspace, walk.coordinates, lines, joint.prior_precision.clone(), noise, self.temperature
         )
-        self.n_data, self.loss, self.residuals = data.n_data, float(residuals.sum()), residuals
-        self._curvature, self._data, self._backend = None, data, None
-        self._forget_predictions()
-        self.mean, self.report = theta, report
+        self._curvature = None
         if self.sampler.checkpoint is not None and ranks.first:
             self.sampler.checkpoint.remove()
+
+    def _forget_fit(self) -> None:
+        self.mean = self._fitted = self.report = None
+
+    def fit_warnings(self) -> Sequence[str]:
+        """Those of :attr:`report`."""
+        return () if self.report is None else self.report.warnings
 
     def sample(self, n_samples: int = 100, generator: torch.Generator | None = None) -> Float[Tensor, "s p"]:
         """Draw weight samples, one per row; without a generator (on the model's device) the same ones every time.
@@ -273,7 +250,7 @@ backend, backend_kwargs, asdl_fisher_kwargs
         self._fitted = FiberFit.from_state(state_dict, mean)
         ggn = state_dict["ggn"]
         self._curvature = None if ggn is None else SubspaceCurvature(ggn.to(mean.device), self._fitted.subspace.basis)
-        self._data = self.report = None
+        self.report = None
 
     def _identity(self) -> dict[str, Any]:
         return {**super()._identity(), "position": repr(self.position)}

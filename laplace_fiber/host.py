@@ -13,6 +13,7 @@ from laplace.curvature import CurvatureInterface
 from laplace.utils import Likelihood
 from torch import Tensor, nn
 
+from laplace_fiber.data import TrainingData
 from laplace_fiber.log_joint import LogJoint
 from laplace_fiber.predictive import RECORD_AFTER
 from laplace_fiber.recording import Recorder
@@ -116,6 +117,8 @@ backend, backend_kwargs, asdl_fisher_kwargs
         self.prior_mean = prior_mean
         self.chunk_size = chunk_size
         self.mean: Float[Tensor, " p"] | None = None
+        self.diagnostics: dict[str, float] = {}
+        self._data: TrainingData | None = None  # of the last fit, for as long as the object lives
         self.residuals: Float[Tensor, " c"]  # Σ ℓ at the MAP with σ = 1, per output; set by fit
 
     def _forget_predictions(self) -> None:

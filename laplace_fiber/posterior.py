@@ -16,7 +16,7 @@ from laplace_fiber import predictive
 from laplace_fiber.curvature import subspace_jacobian
 from laplace_fiber.data import moved
 from laplace_fiber.engines import TRIAL_ROWS, group_size
-from laplace_fiber.host import HostedPosterior
+from laplace_fiber.fitting import FittedPosterior
 from laplace_fiber.linearised import linearised_samples, output_covariance, output_variance
 from laplace_fiber.tuning import Loss, ValidationLoss, search_prior_precision
 from laplace_fiber.weights import Inputs
@@ -24,8 +24,8 @@ from laplace_fiber.weights import Inputs
 LINKS = tuple(link.value for link in LinkApprox)
 
 
-class SampledPosterior(HostedPosterior, ABC):
-    """A posterior over network weights known by its samples. Abstract: methods define :meth:`fit` and :meth:`sample`.
+class SampledPosterior(FittedPosterior, ABC):
+    """A posterior over network weights known by its samples. Abstract: methods define ``_fit`` and :meth:`sample`.
 
     Predictions average the network over weight samples (laplace-torch's ``pred_type="nn"``, ``link_approx="mc"``, the
     defaults here), or linearise it (``pred_type="glm"``).
@@ -33,10 +33,6 @@ class SampledPosterior(HostedPosterior, ABC):
     Without a ``generator`` every call draws the same samples: predictions repeat, and those for different inputs come
     from the same functions. Pass a ``torch.Generator`` on the model's device for fresh ones.
     """
-
-    @abstractmethod
-    def fit(self, train_loader: Iterable[Any], override: bool = True, progress_bar: bool = False) -> None:
-        """Fit the posterior to the data the model was trained on."""
 
     @abstractmethod
     def sample(self, n_samples: int = 100, generator: torch.Generator | None = None) -> Float[Tensor, "s p"]:
@@ -218,6 +214,9 @@ class SampledPosterior(HostedPosterior, ABC):
         if verbose:
             print(f"Optimized prior precision is {self.prior_precision}.")  # noqa: T201  (asked for)
 
+    def follow_prior_precision(self) -> None:
+        """Called when a candidate has been set: the place for work without which it would have no effect."""
+
     def settle_prior_precision(self) -> None:
         """Called when a prior precision has been chosen: the place for work that candidates are spared."""
 
@@ -235,8 +234,18 @@ class SampledPosterior(HostedPosterior, ABC):
             thetas = self.sample(n_samples, generator)
             return linearised_samples(self.network, mean, thetas, inputs, self.enable_backprop, **model_kwargs)
         self._generator(generator, n_samples)  # refuses bad arguments before any work
+        return self._network_functions(inputs, n_samples, generator, **model_kwargs)
+
+    def _network_functions(
+        self, inputs: Inputs, n_samples: int, generator: torch.Generator | None, **model_kwargs: Any
+    ) -> Float[Tensor, "s b *c"]:
+        """The network under each weight sample, for checked arguments."""
         size = min(n_samples, self.chunk_size or self._prediction_group(inputs, n_samples, **model_kwargs))
-        groups = self.sample_groups(n_samples, size, generator)
+        return self._outputs(self.sample_groups(n_samples, size, generator), inputs, **model_kwargs)
+
+    def _outputs(
+        self, groups: Iterable[Float[Tensor, "_ p"]], inputs: Inputs, **model_kwargs: Any
+    ) -> Float[Tensor, "s b *c"]:
         return predictive.sampled_outputs(
             self.network, groups, inputs, self._recorder, self.enable_backprop, **model_kwargs
         )

@@ -75,6 +75,7 @@ def search_prior_precision(
     try:
         for candidate in bar:
             posterior.prior_precision = candidate
+            posterior.follow_prior_precision()
             value = evaluate()
             if value < lowest:
                 best, lowest = posterior.prior_precision, value

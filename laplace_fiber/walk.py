@@ -16,7 +16,7 @@ from tqdm import tqdm
 from laplace_fiber.data import Batch, TrainingData
 from laplace_fiber.descent import Counts, Descent, Level
 from laplace_fiber.distributed import Ranks, on_same_terms
-from laplace_fiber.engines import TRIAL_ROWS, group_size
+from laplace_fiber.gradients import RECORD_AFTER, evaluation_group
 from laplace_fiber.log_joint import LogJoint
 from laplace_fiber.recording import Recorder
 from laplace_fiber.subspace import StreamingBasis
@@ -26,9 +26,6 @@ if TYPE_CHECKING:
 
 POWER_ITERATIONS, POWER_TOLERANCE = 20, 1e-2
 """Hessian products that the sharpness may take, and the relative change from one to the next that ends them."""
-
-RECORD_AFTER = 32
-"""Steps of the same shape before one is recorded."""
 
 WORTH_COMPILING = 600.0
 """Seconds that a walk must be expected to take before ``compile=None`` compiles it."""
@@ -85,7 +82,7 @@ class Walk:
         self.ranks.check_same(**self.identity)
         self.group = settings.chunk_size or joint.chunk_size or 0
         self._load()
-        self.group = max(1, min(self.group or self._group_size(batch), own))
+        self.group = max(1, min(self.group or evaluation_group(joint, self.theta, batch), own))
         self._level_of: tuple[Batch, Level] | None = None
 
     def run(self, progress_bar: bool) -> dict[str, Any]:
@@ -138,13 +135,6 @@ class Walk:
         if self._level_of is None or self._level_of[0] is not batch:
             self._level_of = batch, Level(self.joint, batch, self.origin)
         return self._level_of[1]
-
-    def _group_size(self, batch: Batch) -> int:
-        block = Batch(batch.blocks[:1], len(batch.blocks[0][1]))
-        trial, n = self.theta[:TRIAL_ROWS], len(self.theta)
-        return group_size(
-            self.joint.network, trial, n, block.blocks[0][0], lambda rows: self.joint.evaluate(rows, block)
-        )
 
     def _compile_if_long(self, expected_seconds: float) -> None:
         if expected_seconds > WORTH_COMPILING:

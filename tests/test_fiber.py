@@ -47,7 +47,7 @@ from laplace.baselaplace import BaseLaplace
 from laplace.laplace import _all_subclasses
 classes = [c for c in _all_subclasses(BaseLaplace) if hasattr(c, "_key")]
 keys = sorted((*map(str, c._key), c.__module__ + "." + c.__name__) for c in classes)
-print([k for k in keys if "fiber" not in k[1]])
+print([k for k in keys if "laplace_fiber" not in k[2]])
 """
     tables = [
         subprocess.run(

@@ -1,0 +1,234 @@
+"""What the compared methods have in common beyond the interface of a posterior: settings, refits, saved states."""
+
+from __future__ import annotations
+
+import warnings
+from abc import abstractmethod
+from dataclasses import dataclass, fields, replace
+from typing import Any, ClassVar, Generic, TypeVar
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from laplace_fiber.data import TrainingData, moved
+from laplace_fiber.fitting import BatchChoice
+from laplace_fiber.gradients import Gradients
+from laplace_fiber.log_joint import LogJoint
+from laplace_fiber.posterior import SampledPosterior
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """Settings that all methods have.
+
+    Parameters
+    ----------
+    seed
+        Of everything random in the fit, and of samples drawn without a generator.
+    batch
+        Data behind one gradient: ``"full"``, the ``"loader"``'s batches, or ``"auto"``: full up to 10,000 points.
+    """
+
+    seed: int = 0
+    batch: BatchChoice = "auto"
+
+    def __post_init__(self) -> None:
+        if self.batch not in ("auto", "full", "loader"):
+            raise ValueError(f"batch: expected 'auto', 'full' or 'loader', got {self.batch!r}.")
+
+    def require_positive(self, *names: str) -> None:
+        """Refuse settings that are not positive."""
+        for name in names:
+            value = getattr(self, name)
+            if not value > 0:
+                raise ValueError(f"{name}: expected a positive number, got {value}.")
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What a method is given to fit.
+
+    Attributes
+    ----------
+    joint
+        The objective J and its gradient.
+    theta
+        The trained weights.
+    data
+        The training data; ``data.next_batch()`` follows ``settings.batch``.
+    generator
+        For everything random.
+    progress_bar
+        Whether to show progress.
+    """
+
+    joint: LogJoint
+    theta: Float[Tensor, " p"]
+    data: TrainingData
+    generator: torch.Generator
+    progress_bar: bool = False
+
+    def gradients(self, n_rows: int) -> Gradients:
+        """Gradients of so many weight vectors at once."""
+        return Gradients(self.joint, self.theta.expand(n_rows, -1), self.data.next_batch())
+
+    def normal(self, *shape: int) -> Tensor:
+        """Standard normal numbers."""
+        return torch.randn(shape, generator=self.generator, dtype=self.theta.dtype, device=self.theta.device)
+
+    def steps(self, n: int, description: str) -> tqdm[int]:
+        """``range(n)`` with a progress bar."""
+        return tqdm(range(n), desc=description, disable=not self.progress_bar)
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Batches in one pass over the data, by the size of the first one."""
+        return 1 if self.data.full else max(1, -(-self.data.n_data // len(self.data.first[1])))
+
+
+SettingsType = TypeVar("SettingsType", bound=Settings)
+Fit = TypeVar("Fit")
+
+
+class Baseline(SampledPosterior, Generic[SettingsType, Fit]):
+    """A method that FiberLaplace is compared with. Abstract: methods define ``_run`` and ``_draw``.
+
+    The prior, the noise and the temperature enter through J alone. After fit they cannot be changed without another
+    fit: predictions warn when they were, and ``optimize_prior_precision(method="gridsearch")`` fits anew for each of
+    its values.
+
+    Parameters
+    ----------
+    settings
+        Settings of the method; single ones may be given by name instead.
+    model, likelihood, *args, **kwargs
+        As in :class:`laplace_fiber.host.HostedPosterior`.
+    """
+
+    settings_class: ClassVar[type[Any]]
+    fit_class: ClassVar[type[Any]]
+    """What ``_run`` returns: a dataclass of tensors, numbers, strings, and lists and dicts of them."""
+
+    tunable: ClassVar[dict[str, tuple[Any, ...]]] = {}
+    """Values worth trying for the settings that matter most, the default's neighbours first."""
+
+    def __init__(
+        self, model: nn.Module, likelihood: str, *args: Any, settings: SettingsType | None = None, **kwargs: Any
+    ) -> None:
+        own = {f.name: kwargs.pop(f.name) for f in fields(self.settings_class) if f.name in kwargs}
+        if settings is not None and not isinstance(settings, self.settings_class):
+            raise TypeError(f"settings: expected {self.settings_class.__name__}, got {type(settings).__name__}.")
+        self.settings: SettingsType = replace(settings or self.settings_class(), **own)
+        super().__init__(model, likelihood, *args, **kwargs)
+        self._fitted: Fit | None = None
+        self._fitted_at: dict[str, Tensor] = {}
+
+    @property
+    def seed(self) -> int:
+        """``settings.seed``."""
+        return self.settings.seed
+
+    @property
+    def batch(self) -> BatchChoice:
+        """``settings.batch``."""
+        return self.settings.batch
+
+    @abstractmethod
+    def _run(self, problem: Problem) -> tuple[Fit, dict[str, float]]:
+        """Fit; what samples are drawn from, and the diagnostics, ``gradient_evaluations`` among them."""
+
+    @abstractmethod
+    def _draw(self, fitted: Fit, n_samples: int, generator: torch.Generator) -> Float[Tensor, "s p"]:
+        """Weight samples."""
+
+    def _fit(self, theta: Float[Tensor, " p"], joint: LogJoint, data: TrainingData, progress_bar: bool) -> None:
+        data.restart()
+        generator = torch.Generator(self._device).manual_seed(self.seed)
+        self._fitted, self.diagnostics = self._run(Problem(joint, theta, data, generator, progress_bar))
+        self._fitted_at = self._conditions()
+
+    def _forget_fit(self) -> None:
+        self.mean = self._fitted = None
+
+    def sample(self, n_samples: int = 100, generator: torch.Generator | None = None) -> Float[Tensor, "s p"]:
+        """Draw weight samples, one per row; without a generator (on the model's device) the same ones every time.
+
+        Raises ``RuntimeError`` before fit and ``ValueError`` for ``n_samples`` below 1 or a generator elsewhere.
+        """
+        generator = self._generator(generator, n_samples, self.seed)
+        return self._draw(self._require_fit(), n_samples, generator)
+
+    def follow_prior_precision(self) -> None:
+        """Fit anew for the present prior precision.
+
+        Raises
+        ------
+        RuntimeError
+            The training data are not at hand, as after ``load_state_dict``.
+        """
+        if self._data is None:
+            raise RuntimeError(
+                "optimize_prior_precision: expected the training data of a fit, got a loaded state; "
+                f"{type(self).__name__} is fitted for every value: call fit(train_loader) first."
+            )
+        self.fit(self._data.loader)
+
+    def settle_prior_precision(self) -> None:
+        """Fit anew if the chosen prior precision is not the one fitted last."""
+        if self._changes():
+            self.follow_prior_precision()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that predictions need, as tensors, numbers, strings, and lists and dicts of them.
+
+        Save with ``torch.save`` and load with ``torch.load(weights_only=True)``.
+        """
+        fitted: Any = self._require_fit()
+        return {
+            **self._hosted_state(),
+            "fitted": {f.name: getattr(fitted, f.name) for f in fields(fitted)},
+            "fitted_at": dict(self._fitted_at),
+            "seed": self.seed,
+        }
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take over a saved fit, for the same model (weights included) and the same subset.
+
+        Raises
+        ------
+        ValueError
+            Another class, version, likelihood or set of weights, or a model whose trained weights differ.
+        """
+        mean = self._take_hosted_state(state_dict)
+        self.settings = replace(self.settings, seed=state_dict["seed"])
+        self._fitted = self.fit_class(**moved(state_dict["fitted"], mean.device))
+        self._fitted_at = moved(state_dict["fitted_at"], mean.device)
+
+    def _conditions(self) -> dict[str, Tensor]:
+        """What a fit depends on besides model, data and settings."""
+        values = {
+            "prior_precision": self.prior_precision,
+            "prior_mean": torch.as_tensor(self.prior_mean),
+            "sigma_noise": self.sigma_noise,
+            "temperature": torch.tensor(self.temperature),
+        }
+        return {name: value.detach().clone() for name, value in values.items()}
+
+    def _changes(self) -> list[str]:
+        """Names of conditions that differ from those at fit."""
+        now, then = self._conditions(), self._fitted_at
+        return [name for name in now if not bool(torch.allclose(now[name].double(), then[name].double(), rtol=1e-5))]
+
+    def _require_fit(self) -> Fit:
+        self._require_mean()
+        if self._fitted is None:  # mean and fit are set together
+            raise RuntimeError(f"{type(self).__name__} has a mean but no fit: call fit(train_loader).")
+        changed = self._changes()
+        if changed:
+            warnings.warn(
+                f"{' and '.join(changed)} changed since fit; weight samples are those of the fit: fit again.",
+                stacklevel=4,
+            )
+        return self._fitted

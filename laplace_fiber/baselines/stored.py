@@ -1,0 +1,49 @@
+"""Posteriors that are a finite list of weight vectors."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from laplace_fiber.baselines.baseline import Baseline, SettingsType
+from laplace_fiber.weights import Inputs
+
+
+@dataclass(frozen=True)
+class StoredSamples:
+    """Equally likely weight vectors, one per row."""
+
+    thetas: Float[Tensor, "k p"]
+
+
+class StoredPosterior(Baseline[SettingsType, StoredSamples]):
+    """A posterior whose samples were made by fit. Abstract: methods define ``_run``.
+
+    ``sample(n)`` draws from the k stored ones without replacement, beginning anew when all have been drawn, so that
+    each appears n/k times, rounded up or down.
+    """
+
+    fit_class = StoredSamples
+
+    def _draw(self, fitted: StoredSamples, n_samples: int, generator: torch.Generator) -> Float[Tensor, "s p"]:
+        return fitted.thetas[shuffled_rows(len(fitted.thetas), n_samples, generator)]
+
+    def _network_functions(
+        self, inputs: Inputs, n_samples: int, generator: torch.Generator | None, **model_kwargs: Any
+    ) -> Float[Tensor, "s b *c"]:
+        # A network that is drawn twice is evaluated once.
+        thetas = self._require_fit().thetas
+        rows = shuffled_rows(len(thetas), n_samples, self._generator(generator, n_samples, self.seed))
+        distinct, place = rows.unique(return_inverse=True)
+        size = self.chunk_size or self._prediction_group(inputs, len(distinct), **model_kwargs)
+        return self._outputs(thetas[distinct].split(size), inputs, **model_kwargs)[place]
+
+
+def shuffled_rows(k: int, n: int, generator: torch.Generator) -> Int[Tensor, " n"]:
+    """n indices below k, each as often as any other, or once more."""
+    passes = [torch.randperm(k, generator=generator, device=generator.device) for _ in range(-(-n // k))]
+    return torch.cat(passes)[:n]

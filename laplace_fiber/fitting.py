@@ -1,0 +1,116 @@
+"""What fitting a posterior has in common for all methods: the data, the checks, and nothing left half done."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Sequence
+from typing import Any, Literal, TypeAlias
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from laplace_fiber.data import TrainingData
+from laplace_fiber.host import HostedPosterior
+from laplace_fiber.log_joint import LogJoint, check_shapes
+
+BatchChoice: TypeAlias = Literal["auto", "full", "loader"]
+"""Data behind one gradient: all of them, the loader's batches, or all up to 10,000 points."""
+
+
+class FittedPosterior(HostedPosterior, ABC):
+    """A posterior that is fitted to all the training data at once. Abstract.
+
+    Attributes
+    ----------
+    diagnostics
+        After fit: numbers that tell its cost and quality, ``gradient_evaluations`` (of the loss on one batch, for one
+        weight vector) among them.
+    """
+
+    @property
+    @abstractmethod
+    def seed(self) -> int:
+        """Of everything random in the fit, and of samples drawn without a generator."""
+
+    @property
+    @abstractmethod
+    def batch(self) -> BatchChoice:
+        """Data behind one gradient."""
+
+    @abstractmethod
+    def _fit(self, theta: Float[Tensor, " p"], joint: LogJoint, data: TrainingData, progress_bar: bool) -> None:
+        """Fit around the trained weights. Called in the network's evaluation mode, after all checks."""
+
+    def _forget_fit(self) -> None:
+        """Be as before the first fit: called when one is interrupted."""
+        self.mean = None
+
+    def fit_warnings(self) -> Sequence[str]:
+        """What a user should be told after a fit, besides what :attr:`diagnostics` holds."""
+        return ()
+
+    def fit(self, train_loader: Iterable[Any], override: bool = True, progress_bar: bool = False) -> None:
+        """Fit the posterior to the data that the model was trained on.
+
+        Parameters
+        ----------
+        train_loader
+            The training data, as (x, y) pairs or dict-like batches.
+        override
+            Must be True: a fit cannot be extended by further data.
+        progress_bar
+            Show the fit's progress.
+
+        Raises
+        ------
+        ValueError
+            Empty loader, targets that do not fit the outputs, a loss that is not finite, or ``override=False``.
+        RuntimeError
+            The method failed, with the reason and a remedy.
+        """
+        if not override:
+            raise ValueError("override: expected True, got False; a fit depends on all data: fit on their union.")
+        data = TrainingData(train_loader, self._device, self.batch, self.dict_key_y, self.seed)
+        self.network.check_last_layer(data.first[0])
+        theta = self.network.theta()
+        with self.network.evaluation():
+            with torch.no_grad():
+                outputs = self.network.one(theta, data.first[0])
+            check_shapes(outputs, data.first[1], self.likelihood)
+            self._check_noise(outputs.shape[-1])
+            joint = self._joint(data.n_data)
+            _check_finite(float(joint.loss_of(outputs[None], data.first[1])))
+            try:
+                self._fit(theta, joint, data, progress_bar)
+                residuals = joint.unit_losses(theta, data.epoch())
+            except ValueError:
+                raise  # refused before any work: an earlier fit stays
+            except BaseException:
+                self._forget_fit()  # not an old fit under the name of an interrupted one
+                raise
+        self.n_outputs, self.n_data = outputs.shape[-1], data.n_data
+        self.residuals, self.loss = residuals, float(residuals.sum())
+        self._data, self._backend = data, None
+        self._forget_predictions()
+        self.mean = theta
+        for message in self.fit_warnings():
+            warnings.warn(message, stacklevel=2)
+
+    def _hosted_state(self) -> dict[str, Any]:
+        return {**super()._hosted_state(), "diagnostics": dict(self.diagnostics)}
+
+    def _take_hosted_state(self, state: dict[str, Any]) -> Float[Tensor, " p"]:
+        mean = super()._take_hosted_state(state)
+        self.diagnostics, self._data = dict(state["diagnostics"]), None
+        return mean
+
+
+def _check_finite(loss: float) -> None:
+    if not math.isfinite(loss):
+        raise ValueError(
+            f"fit: expected a finite loss at the trained weights, got {loss} on the first batch; check the data for "
+            "NaN and the network for divergence."
+        )
