@@ -45,8 +45,8 @@ def weights_of(network: NetworkFunction, others: Sequence[nn.Module]) -> Float[T
         fixed = [n for n in own if n not in network.names]
         if any(not torch.equal(named[n], own[n]) for n in fixed):
             raise ValueError(
-                f"model: expected networks that share the weights outside of the subset, got others in network {number}; "
-                "let all weights move."
+                f"model: expected networks that share the weights outside of the subset, got others in network "
+                f"{number}; let all weights move."
             )
         flat = torch.cat([named[name].detach().reshape(-1) for name in network.names]).to(rows[0])
         rows.append(flat if network.index is None else flat[network.index.to(flat.device)])
