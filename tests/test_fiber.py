@@ -473,7 +473,7 @@ def test_a_failed_fit_leaves_nothing_half_done():
     poisoned[3] = torch.nan
     la = FiberLaplace(model, "classification", autoencoder=FAST)
     for bad, message in [
-        (loader(poisoned, y), "expected a finite loss at the trained weights, got an objective of nan"),
+        (loader(poisoned, y), "expected a finite loss at the trained weights, got nan"),
         (loader(x, y + 1), "expected labels in"),
         (loader(x[:0], y[:0]), "got an empty loader"),
     ]:
