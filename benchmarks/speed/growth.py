@@ -102,7 +102,7 @@ class Point:
 
 POINTS = (
     *(Point("depth", (64,) * layers) for layers in (1, 3, 5, 7, 9)),
-    *(Point("width", (width, width)) for width in (98, 314, 998, 1998)),
+    *(Point("width", (width, width)) for width in (98, 314, 998, 1998, 3314)),
     *(Point("data", (32, 32, 32), n) for n in (1000, 2000, 4000, 8000)),
     *(Point("batches", (32, 32, 32), n) for n in (16_000, 64_000)),
 )
