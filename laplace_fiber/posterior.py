@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
 from typing import Any, cast
@@ -16,15 +15,14 @@ from laplace_fiber import predictive
 from laplace_fiber.curvature import subspace_jacobian
 from laplace_fiber.data import moved
 from laplace_fiber.engines import TRIAL_ROWS, group_size
-from laplace_fiber.fitting import FittedPosterior
 from laplace_fiber.linearised import linearised_samples, output_covariance, output_variance
-from laplace_fiber.tuning import Loss, ValidationLoss, search_prior_precision
+from laplace_fiber.tuning import TunablePosterior
 from laplace_fiber.weights import Inputs
 
 LINKS = tuple(link.value for link in LinkApprox)
 
 
-class SampledPosterior(FittedPosterior, ABC):
+class SampledPosterior(TunablePosterior, ABC):
     """A posterior over network weights known by its samples. Abstract: methods define ``_fit`` and :meth:`sample`.
 
     Predictions average the network over weight samples (laplace-torch's ``pred_type="nn"``, ``link_approx="mc"``, the
@@ -47,7 +45,7 @@ class SampledPosterior(FittedPosterior, ABC):
     def __call__(
         self,
         x: Inputs,
-        pred_type: str = "nn",
+        pred_type: str | None = None,
         joint: bool = False,
         link_approx: str = "mc",
         n_samples: int = 100,
@@ -77,6 +75,7 @@ class SampledPosterior(FittedPosterior, ABC):
             Unknown ``pred_type`` or ``link_approx``, ``"nn"`` with another link than ``"mc"``, ``n_samples`` below 1,
             or a generator on another device.
         """
+        pred_type = self._pred_type(pred_type)
         if link_approx not in LINKS or (pred_type == "nn" and link_approx != "mc"):
             raise ValueError(
                 f"link_approx: expected {'mc' if pred_type == 'nn' else LINKS} for pred_type={pred_type!r}, got "
@@ -98,7 +97,7 @@ class SampledPosterior(FittedPosterior, ABC):
     def functional_samples(
         self,
         x: Inputs,
-        pred_type: str = "nn",
+        pred_type: str | None = None,
         n_samples: int = 100,
         diagonal_output: bool = False,
         generator: torch.Generator | None = None,
@@ -110,7 +109,7 @@ class SampledPosterior(FittedPosterior, ABC):
     def predictive_samples(
         self,
         x: Inputs,
-        pred_type: str = "nn",
+        pred_type: str | None = None,
         n_samples: int = 100,
         diagonal_output: bool = False,
         generator: torch.Generator | None = None,
@@ -121,7 +120,7 @@ class SampledPosterior(FittedPosterior, ABC):
         return samples.softmax(-1) if self.likelihood == "classification" else samples
 
     def predictive(
-        self, x: Inputs, pred_type: str = "nn", link_approx: str = "mc", n_samples: int = 100
+        self, x: Inputs, pred_type: str | None = None, link_approx: str = "mc", n_samples: int = 100
     ) -> Tensor | tuple[Tensor, Tensor]:
         """:meth:`__call__` by another name, as in laplace-torch."""
         return self(x, pred_type=pred_type, link_approx=link_approx, n_samples=n_samples)
@@ -148,87 +147,10 @@ class SampledPosterior(FittedPosterior, ABC):
             "Gaussian flavour of laplace-torch."
         )
 
-    def log_marginal_likelihood(
-        self, prior_precision: Tensor | None = None, sigma_noise: Tensor | None = None
-    ) -> Float[Tensor, ""]:
-        """Not defined in general. Raises ``NotImplementedError`` unless a method overrides it."""
-        raise NotImplementedError(
-            f"log_marginal_likelihood: {type(self).__name__} has none; choose hyper-parameters with "
-            "optimize_prior_precision(method='gridsearch', val_loader=...)."
-        )
-
-    def optimize_prior_precision(
-        self,
-        pred_type: str = "nn",
-        method: str = "marglik",
-        n_steps: int = 100,
-        lr: float = 1e-1,
-        init_prior_prec: float | Tensor = 1.0,
-        prior_structure: str = "scalar",
-        val_loader: Iterable[Any] | None = None,
-        loss: Loss | None = None,
-        log_prior_prec_min: float = -4,
-        log_prior_prec_max: float = 4,
-        grid_size: int = 100,
-        link_approx: str = "mc",
-        n_samples: int = 100,
-        verbose: bool = False,
-        progress_bar: bool = False,
-        log_prior_prec_base: float = 10.0,
-    ) -> None:
-        """Choose the prior precision after fit; arguments as in laplace-torch.
-
-        ``"marglik"`` ascends :meth:`log_marginal_likelihood`. ``"gridsearch"`` takes the value with the lowest loss on
-        ``val_loader`` among the grid and the present one, which is kept unless a value beats it. The default loss is
-        the negative log-likelihood of the averaged predictive; a torchmetrics metric is reset for every value.
-
-        Raises
-        ------
-        ValueError
-            Unknown method, or gridsearch without ``val_loader``.
-        """
-        self._require_mean()
-        if method == "gridsearch":
-            if val_loader is None:
-                raise ValueError("gridsearch: expected a validation DataLoader, got None; pass val_loader=.")
-            grid = torch.logspace(log_prior_prec_min, log_prior_prec_max, grid_size, base=log_prior_prec_base)
-            prediction = {"pred_type": pred_type, "link_approx": link_approx, "n_samples": n_samples}
-            search_prior_precision(self, grid, ValidationLoss(self, val_loader, loss, prediction), progress_bar)
-        elif method == "marglik":
-            with warnings.catch_warnings():
-                # About a default link approximation that sampled posteriors do not have.
-                warnings.filterwarnings("ignore", message="By default `link_approx`")
-                super().optimize_prior_precision(
-                    pred_type=pred_type,
-                    method=method,
-                    n_steps=n_steps,
-                    lr=lr,
-                    init_prior_prec=init_prior_prec,
-                    prior_structure=prior_structure,
-                    val_loader=val_loader,
-                    progress_bar=progress_bar,
-                )
-        else:
-            raise ValueError(f"method: expected 'gridsearch' or 'marglik', got {method!r}.")
-        self.settle_prior_precision()
-        if verbose:
-            print(f"Optimized prior precision is {self.prior_precision}.")  # noqa: T201  (asked for)
-
-    def follow_prior_precision(self) -> None:
-        """Called when a candidate has been set: the place for work without which it would have no effect."""
-
-    def settle_prior_precision(self) -> None:
-        """Called when a prior precision has been chosen: the place for work that candidates are spared."""
-
-    def distinct_prior_precisions(self, grid: Float[Tensor, " g"]) -> Float[Tensor, " h"]:
-        """The values of a grid that give different posteriors without a new fit."""
-        return grid
-
     def _functions(
-        self, x: Inputs, pred_type: str, n_samples: int, generator: torch.Generator | None, **model_kwargs: Any
+        self, x: Inputs, pred_type: str | None, n_samples: int, generator: torch.Generator | None, **model_kwargs: Any
     ) -> Float[Tensor, "s b *c"]:
-        if pred_type not in ("nn", "glm"):
-            raise ValueError(f"pred_type: expected 'nn' or 'glm', got {pred_type!r}.")
+        pred_type = self._pred_type(pred_type)
         mean, inputs = self._require_mean(), moved(x, self._device)
         if pred_type == "glm":
             thetas = self.sample(n_samples, generator)

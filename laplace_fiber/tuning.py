@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+import warnings
+from abc import ABC
 from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias, cast
 
 import torch
 import torchmetrics
@@ -15,6 +17,7 @@ from tqdm import tqdm
 
 from laplace_fiber import predictive
 from laplace_fiber.data import batches_of, pairs
+from laplace_fiber.fitting import FittedPosterior
 
 if TYPE_CHECKING:
     from laplace_fiber.posterior import SampledPosterior
@@ -66,8 +69,102 @@ class ValidationLoss:
             return float(validate(la, self.loader, loss, dict_key_y=la.dict_key_y, **self.prediction))
 
 
+class TunablePosterior(FittedPosterior, ABC):
+    """A posterior whose prior precision can be chosen after fit. Abstract."""
+
+    pred_types: ClassVar[tuple[str, ...]] = ("nn", "glm")
+    """The kinds of prediction that samples are meant for, the default first."""
+
+    def log_marginal_likelihood(
+        self, prior_precision: Tensor | None = None, sigma_noise: Tensor | None = None
+    ) -> Float[Tensor, ""]:
+        """Not defined in general. Raises ``NotImplementedError`` unless a method overrides it."""
+        raise NotImplementedError(
+            f"log_marginal_likelihood: {type(self).__name__} has none; choose hyper-parameters with "
+            "optimize_prior_precision(method='gridsearch', val_loader=...)."
+        )
+
+    def optimize_prior_precision(
+        self,
+        pred_type: str | None = None,
+        method: str = "marglik",
+        n_steps: int = 100,
+        lr: float = 1e-1,
+        init_prior_prec: float | Tensor = 1.0,
+        prior_structure: str = "scalar",
+        val_loader: Iterable[Any] | None = None,
+        loss: Loss | None = None,
+        log_prior_prec_min: float = -4,
+        log_prior_prec_max: float = 4,
+        grid_size: int = 100,
+        link_approx: str = "mc",
+        n_samples: int = 100,
+        verbose: bool = False,
+        progress_bar: bool = False,
+        log_prior_prec_base: float = 10.0,
+    ) -> None:
+        """Choose the prior precision after fit; arguments as in laplace-torch.
+
+        ``"marglik"`` ascends :meth:`log_marginal_likelihood`. ``"gridsearch"`` takes the value with the lowest loss on
+        ``val_loader`` among the grid and the present one, which is kept unless a value beats it. The default loss is
+        the negative log-likelihood of the averaged predictive; a torchmetrics metric is reset for every value.
+
+        Raises
+        ------
+        ValueError
+            Unknown method, or gridsearch without ``val_loader``.
+        """
+        self._require_mean()
+        pred_type = self._pred_type(pred_type)
+        if method == "gridsearch":
+            if val_loader is None:
+                raise ValueError("gridsearch: expected a validation DataLoader, got None; pass val_loader=.")
+            grid = torch.logspace(log_prior_prec_min, log_prior_prec_max, grid_size, base=log_prior_prec_base)
+            prediction = {"pred_type": pred_type, "link_approx": link_approx, "n_samples": n_samples}
+            evaluate = ValidationLoss(cast("SampledPosterior", self), val_loader, loss, prediction)
+            search_prior_precision(self, grid, evaluate, progress_bar)
+        elif method == "marglik":
+            with warnings.catch_warnings():
+                # About a default link approximation that sampled posteriors do not have.
+                warnings.filterwarnings("ignore", message="By default `link_approx`")
+                super().optimize_prior_precision(
+                    pred_type=pred_type,
+                    method=method,
+                    n_steps=n_steps,
+                    lr=lr,
+                    init_prior_prec=init_prior_prec,
+                    prior_structure=prior_structure,
+                    val_loader=val_loader,
+                    progress_bar=progress_bar,
+                )
+        else:
+            raise ValueError(f"method: expected 'gridsearch' or 'marglik', got {method!r}.")
+        self.settle_prior_precision()
+        if verbose:
+            print(f"Optimized prior precision is {self.prior_precision}.")  # noqa: T201  (asked for)
+
+    def follow_prior_precision(self) -> None:
+        """Called when a candidate has been set: the place for work without which it would have no effect."""
+
+    def settle_prior_precision(self) -> None:
+        """Called when a prior precision has been chosen: the place for work that candidates are spared."""
+
+    def distinct_prior_precisions(self, grid: Float[Tensor, " g"]) -> Float[Tensor, " h"]:
+        """The values of a grid that give different posteriors without a new fit."""
+        return grid
+
+    def _pred_type(self, asked: str | None) -> str:
+        """The kind of prediction asked for, or the default one."""
+        if asked is None:
+            return self.pred_types[0]
+        if asked not in self.pred_types:
+            expected = " or ".join(map(repr, self.pred_types))
+            raise ValueError(f"pred_type: expected {expected} for {type(self).__name__}, got {asked!r}.")
+        return asked
+
+
 def search_prior_precision(
-    posterior: SampledPosterior, grid: Float[Tensor, " g"], evaluate: Callable[[], float], progress_bar: bool = False
+    posterior: TunablePosterior, grid: Float[Tensor, " g"], evaluate: Callable[[], float], progress_bar: bool = False
 ) -> None:
     """Set the grid's value with the lowest loss; keep the present one unless a value beats it, or an error comes."""
     best, lowest = posterior.prior_precision, evaluate()
