@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from abc import abstractmethod
+from collections.abc import Iterable
 from dataclasses import dataclass, fields, replace
 from typing import Any, ClassVar, Generic, TypeVar
 
@@ -12,11 +13,13 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from laplace_fiber.data import TrainingData, moved
+from laplace_fiber.batch_norm import Buffers, outputs_with_buffers, recomputed_statistics, tracking_layers
+from laplace_fiber.data import TrainingData, batches_of, moved, pairs
 from laplace_fiber.fitting import BatchChoice
 from laplace_fiber.gradients import Gradients
 from laplace_fiber.log_joint import LogJoint
 from laplace_fiber.posterior import SampledPosterior
+from laplace_fiber.weights import Inputs
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,6 +117,9 @@ class Baseline(SampledPosterior, Generic[SettingsType, Fit]):
     tunable: ClassVar[dict[str, tuple[Any, ...]]] = {}
     """Values worth trying for the settings that matter most, the default's neighbours first."""
 
+    renews_statistics: ClassVar[bool] = False
+    """Whether each sample's predictions need batch-norm statistics of its own, those of the training data under it."""
+
     def __init__(
         self, model: nn.Module, likelihood: str, *args: Any, settings: SettingsType | None = None, **kwargs: Any
     ) -> None:
@@ -124,6 +130,7 @@ class Baseline(SampledPosterior, Generic[SettingsType, Fit]):
         super().__init__(model, likelihood, *args, **kwargs)
         self._fitted: Fit | None = None
         self._fitted_at: dict[str, Tensor] = {}
+        self._statistics_loader: Iterable[Any] | None = None
 
     @property
     def seed(self) -> int:
@@ -146,8 +153,9 @@ class Baseline(SampledPosterior, Generic[SettingsType, Fit]):
     def _fit(self, theta: Float[Tensor, " p"], joint: LogJoint, data: TrainingData, progress_bar: bool) -> None:
         data.restart()
         generator = torch.Generator(self._device).manual_seed(self.seed)
-        self._fitted, self.diagnostics = self._run(Problem(joint, theta, data, generator, progress_bar))
-        self._fitted_at = self._conditions()
+        fitted, self.diagnostics = self._run(Problem(joint, theta, data, generator, progress_bar))
+        self._statistics_loader = data.loader
+        self._fitted, self._fitted_at = self._completed(fitted), self._conditions()
 
     def _forget_fit(self) -> None:
         self.mean = self._fitted = None
@@ -159,6 +167,22 @@ class Baseline(SampledPosterior, Generic[SettingsType, Fit]):
         """
         generator = self._generator(generator, n_samples, self.seed)
         return self._draw(self._require_fit(), n_samples, generator)
+
+    def renew_statistics(self, train_loader: Iterable[Any]) -> None:
+        """Recompute the batch-norm statistics of weight samples from these data, at once or when samples are drawn.
+
+        For a loaded state whose samples are not stored, or other data than those of the fit. Without effect for
+        networks without batch norm, and for methods whose samples keep the model's own statistics.
+
+        Raises
+        ------
+        RuntimeError
+            The posterior has not been fitted.
+        """
+        fitted = self._require_fit()
+        self._statistics_loader = train_loader
+        self._forget_predictions()
+        self._fitted = self._completed(fitted, anew=True)
 
     def follow_prior_precision(self) -> None:
         """Fit anew for the present prior precision.
@@ -205,6 +229,41 @@ class Baseline(SampledPosterior, Generic[SettingsType, Fit]):
         self.settings = replace(self.settings, seed=state_dict["seed"])
         self._fitted = self.fit_class(**moved(state_dict["fitted"], mean.device))
         self._fitted_at = moved(state_dict["fitted_at"], mean.device)
+        self._statistics_loader = None
+
+    def _completed(self, fitted: Fit, anew: bool = False) -> Fit:
+        """A fit with the batch-norm statistics of stored samples, where it lacks them or they are wanted anew."""
+        return fitted
+
+    def _forget_predictions(self) -> None:
+        super()._forget_predictions()
+        self._kept_statistics: tuple[int, Buffers] | None = None
+
+    @property
+    def _has_statistics(self) -> bool:
+        return self.renews_statistics and bool(tracking_layers(self.network.model))
+
+    def _network_functions(
+        self, inputs: Inputs, n_samples: int, generator: torch.Generator | None, **model_kwargs: Any
+    ) -> Float[Tensor, "s b *c"]:
+        if not self._has_statistics:
+            return super()._network_functions(inputs, n_samples, generator, **model_kwargs)
+        thetas = self.sample(n_samples, generator)
+        kept = self._kept_statistics if generator is None else None
+        statistics = kept[1] if kept and kept[0] == n_samples else self._statistics_of(thetas)
+        if generator is None:
+            self._kept_statistics = n_samples, statistics
+        return outputs_with_buffers(self.network, thetas, statistics, inputs, self.enable_backprop, **model_kwargs)
+
+    def _statistics_of(self, thetas: Float[Tensor, "s p"]) -> Buffers:
+        """Batch-norm statistics of the training data at each weight vector."""
+        if self._statistics_loader is None:
+            raise RuntimeError(
+                f"{type(self).__name__}: expected training data for the batch-norm statistics of new samples, got a "
+                "loaded state, which has none; call la.renew_statistics(train_loader) first."
+            )
+        batches = batches_of(self._statistics_loader, self.seed)
+        return recomputed_statistics(self.network, thetas, pairs(batches, self._device, self.dict_key_y))
 
     def _conditions(self) -> dict[str, Tensor]:
         """What a fit depends on besides model, data and settings."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -10,14 +10,16 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from laplace_fiber.baselines.baseline import Baseline, SettingsType
+from laplace_fiber.batch_norm import Buffers, outputs_with_buffers
 from laplace_fiber.weights import Inputs
 
 
 @dataclass(frozen=True)
 class StoredSamples:
-    """Equally likely weight vectors, one per row."""
+    """Equally likely weight vectors, one per row, and buffers of the network that belong to each (else its own)."""
 
     thetas: Float[Tensor, "k p"]
+    buffers: Buffers = field(default_factory=dict)
 
 
 class StoredPosterior(Baseline[SettingsType, StoredSamples]):
@@ -29,6 +31,11 @@ class StoredPosterior(Baseline[SettingsType, StoredSamples]):
 
     fit_class = StoredSamples
 
+    def _completed(self, fitted: StoredSamples, anew: bool = False) -> StoredSamples:
+        if not self._has_statistics or (fitted.buffers and not anew):
+            return fitted
+        return replace(fitted, buffers={**fitted.buffers, **self._statistics_of(fitted.thetas)})
+
     def _draw(self, fitted: StoredSamples, n_samples: int, generator: torch.Generator) -> Float[Tensor, "s p"]:
         return fitted.thetas[shuffled_rows(len(fitted.thetas), n_samples, generator)]
 
@@ -36,9 +43,16 @@ class StoredPosterior(Baseline[SettingsType, StoredSamples]):
         self, inputs: Inputs, n_samples: int, generator: torch.Generator | None, **model_kwargs: Any
     ) -> Float[Tensor, "s b *c"]:
         # A network that is drawn twice is evaluated once.
-        thetas = self._require_fit().thetas
+        fitted = self._require_fit()
+        thetas = fitted.thetas
         rows = shuffled_rows(len(thetas), n_samples, self._generator(generator, n_samples, self.seed))
         distinct, place = rows.unique(return_inverse=True)
+        if fitted.buffers:
+            own = {name: values[distinct] for name, values in fitted.buffers.items()}
+            outputs = outputs_with_buffers(
+                self.network, thetas[distinct], own, inputs, self.enable_backprop, **model_kwargs
+            )
+            return outputs[place]
         size = self.chunk_size or self._prediction_group(inputs, len(distinct), **model_kwargs)
         return self._outputs(thetas[distinct].split(size), inputs, **model_kwargs)[place]
 
