@@ -23,14 +23,39 @@ class Case:
     options: dict = field(default_factory=dict)
     subsets: bool = True
     weights: bool = True
-    predictions: tuple[str, ...] = ("nn", "glm")
+
+    @property
+    def predictions(self):
+        return self.method.pred_types
 
     def build(self, model, likelihood, **options):
         return self.method(model, likelihood, **{**self.options, **options})
 
 
 CASES = [
+    Case(baselines.LaplaceMixture),
+    Case(baselines.LaplaceDiffusion, {"n_steps": 3, "n_samples_fit": 12}),
+    Case(baselines.KernelDiffusion, {"n_steps": 3, "n_samples_fit": 12}),
+    Case(baselines.ESPRO, {"n_vertices": 2, "n_epochs": 1, "min_steps": 15}),
+    Case(baselines.MeanFieldVI, {"n_steps": 40}),
+    Case(
+        baselines.MCDropout,
+        {"insert": 0.2, "n_epochs": 1, "min_steps": 15},
+        subsets=False,
+        weights=False,
+    ),
     Case(FiberLaplace, {"sampler": TrajectorySampler(n_particles=4, n_steps=4), "autoencoder": FAST}),
+    Case(baselines.DeepEnsemble, {"batch": "loader", "min_steps": 30, "n_epochs": 1}, subsets=False),
+    Case(baselines.SWAG, {"batch": "loader", "n_collected": 5, "n_skipped": 1}),
+    Case(
+        baselines.MultiSWAG,
+        {"batch": "loader", "n_members": 2, "min_steps": 30, "n_epochs": 1, "n_collected": 5, "n_skipped": 1},
+        subsets=False,
+    ),
+    Case(baselines.RiemannianLaplace, {"n_samples_fit": 6}),
+    Case(baselines.LinearisedRiemannianLaplace, {"n_samples_fit": 6}),
+    Case(baselines.FisherRiemannianLaplace, {"n_samples_fit": 6}),
+    Case(baselines.HMC, {"n_warmup": 8, "n_chains": 2, "n_kept": 12, "max_leapfrog": 5}),
     Case(baselines.SGLD, {"n_steps": 40, "n_chains": 2, "n_kept": 12}),
     Case(baselines.SGHMC, {"n_steps": 40, "n_chains": 2, "n_kept": 12}),
     Case(baselines.CyclicalSGHMC, {"n_steps": 40, "n_chains": 2, "n_kept": 12}),
@@ -107,7 +132,7 @@ def test_samples(case):
     assert not torch.equal(first, second)
     if "nn" in case.predictions:
         expected = torch.stack([torch.func.functional_call(la.model, la.network.named(t), (x,)) for t in thetas])
-        torch.testing.assert_close(la.functional_samples(x, n_samples=6), expected)
+        torch.testing.assert_close(la.functional_samples(x, pred_type="nn", n_samples=6), expected)
 
 
 @every_case
