@@ -40,12 +40,14 @@ REPEATS = 3
 
 @dataclass(frozen=True)
 class Case:
-    """A network with data; the linearised predictive of laplace-torch is asked for ``glm_batch`` inputs at a time."""
+    """A network with data; the linearised predictive of laplace-torch is asked for ``glm_batches`` inputs at a time."""
 
     network: Callable[[], nn.Module]
     data: Callable[[int], tuple[Tensor, Tensor]]
-    glm_batch: int
+    glm_batches: tuple[int, ...]
     subset: Literal["all", "last_layer"] = "all"
+    structure: Literal["kron", "diag"] = "kron"
+    """Of that predictive; Kronecker factors are laplace-torch's default."""
     large: bool = False
     """Linearised predictions take minutes: only once."""
 
@@ -67,11 +69,11 @@ def _million() -> nn.Sequential:
 
 
 CASES = {
-    "2-32-32-2": Case(partial(mlp, 2, (32, 32), 2), moons, 100),
-    "14-32-32-2": Case(partial(mlp, 14, (32, 32), 2), partial(clouds, n_features=14), 100),
-    "LeNet, last layer": Case(lenet, images, 100, "last_layer"),
-    "LeNet": Case(lenet, images, 5, large=True),
-    "784-800-400-10": Case(_million, images, 5, large=True),
+    "2-32-32-2": Case(partial(mlp, 2, (32, 32), 2), moons, (100,)),
+    "14-32-32-2": Case(partial(mlp, 14, (32, 32), 2), partial(clouds, n_features=14), (100,)),
+    "LeNet, last layer": Case(lenet, images, (100,), "last_layer"),
+    "LeNet": Case(lenet, images, (5, 50), large=True),
+    "784-800-400-10": Case(_million, images, (5,), structure="diag", large=True),
 }
 QUICK_CASES = {name: CASES[name] for name in ("2-32-32-2", "LeNet, last layer", "LeNet")}
 FULL = Sizes(100, 1000, REPEATS, (800, 400), 32, 40)
@@ -93,8 +95,7 @@ def _predictions(case: Case, sizes: Sizes) -> dict[str, Any]:
     model = case.network().eval()
     points, (x, _) = case.data(FIT_POINTS), case.data(sizes.n_inputs)
     fiber = _fitted(copy.deepcopy(model), points, sizes, case.subset)
-    other = Laplace(copy.deepcopy(model), "classification", subset_of_weights=case.subset, hessian_structure="diag")
-    other.fit(_loader(points))
+    other, default = (_laplace(model, points, case.subset, structure) for structure in ("diag", case.structure))
     generator, n = torch.Generator().manual_seed(0), sizes.n_samples
     functions: dict[str, Callable[[], object]] = {
         "floor": partial(_forward_passes, model, x, n),
@@ -106,8 +107,8 @@ def _predictions(case: Case, sizes: Sizes) -> dict[str, Any]:
     _settle(fiber, functions["repeated call"])
     times = interleaved(functions, sizes.repeats)
     linearised = {
-        f"{size} at a time": _linearised(other, x, size, 1 if case.large else sizes.repeats)
-        for size in (case.glm_batch,)
+        f"{case.structure}, {size} at a time": _linearised(default, x, size, 1 if case.large else sizes.repeats)
+        for size in case.glm_batches
     }
     ours = ("first call", "repeated call", "fresh samples")
     return {
@@ -144,6 +145,12 @@ def _fitted(
     lines = autoencoder.fit(states)
     fiber._fitted = replace(fit, subspace=Subspace(fit.subspace.origin, basis), states=states, lines=lines)
     return fiber
+
+
+def _laplace(model: nn.Module, points: tuple[Tensor, Tensor], subset: str, structure: str) -> Any:
+    la = Laplace(copy.deepcopy(model), "classification", subset_of_weights=subset, hessian_structure=structure)
+    la.fit(_loader(points))
+    return la
 
 
 def _forward_passes(model: nn.Module, x: Tensor, n: int) -> None:
