@@ -15,11 +15,11 @@ from tqdm import tqdm
 from benchmarks import environment
 from benchmarks.datasets import Dataset, load, snelson_grid
 from benchmarks.methods import METHODS, Effort
-from benchmarks.metrics import Prediction
 from benchmarks.models import noise_scale, train
 from benchmarks.report import markdown_table
 from benchmarks.run import measure
 from benchmarks.style import COLOURS, MEASURES, label
+from laplace_fiber.metrics import Prediction
 
 SEED = 0
 PANELS = ("la-gn", "la-lowrank", "lla", "fiber-gaussian", "fiber-latent", "fiber-states")

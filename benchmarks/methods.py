@@ -21,9 +21,9 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from benchmarks.datasets import Dataset, Split
-from benchmarks.metrics import Prediction, evaluate
 from benchmarks.models import train_timed, training_for
 from laplace_fiber import FiberLaplace, LatentAutoencoder, TrajectorySampler, low_rank_laplace
+from laplace_fiber.metrics import Prediction, evaluate
 from laplace_fiber.paths import PosteriorForm
 
 LOG10_PRIOR_PRECISION = (-2.0, 4.0)
@@ -83,10 +83,15 @@ def fit_map(model: nn.Module, dataset: Dataset, sigma: float, seed: int, effort:
     return Fitted(lambda x: _network_outputs([model], x, dataset.likelihood), fit_seconds=0.0)
 
 
+def member_seeds(seed: int, effort: Effort) -> list[int]:
+    """Seeds of the further networks that belong to a seed."""
+    return [1000 * (seed + 1) + member for member in range(effort.n_members)]
+
+
 def fit_ensemble(model: nn.Module, dataset: Dataset, sigma: float, seed: int, effort: Effort = FULL) -> Fitted:
     """Networks trained on the same data from seeds of their own; ``model`` is not among them."""
     training = training_for(dataset.name).shortened(effort.epoch_share)
-    seeds = [1000 * (seed + 1) + member for member in range(effort.n_members)]
+    seeds = member_seeds(seed, effort)
     members, seconds = zip(*(train_timed(dataset, s, training) for s in seeds), strict=True)
     return Fitted(lambda x: _network_outputs(members, x, dataset.likelihood), sum(seconds), {"member_seeds": seeds})
 
@@ -124,7 +129,7 @@ def fit_fiber(
     def choose() -> None:
         la.optimize_prior_precision(
             method="gridsearch" if effort.tuning == "validation" else "marglik",
-            val_loader=_loader(dataset.val) if effort.tuning == "validation" else None,
+            val_loader=split_loader(dataset.val) if effort.tuning == "validation" else None,
             log_prior_prec_min=low,
             log_prior_prec_max=high,
             grid_size=effort.grid_size,
@@ -163,7 +168,7 @@ def fit_posterior(
 ) -> Fitted:
     """Fit ``la`` to the training data, then let ``choose`` set its prior precision."""
     start = time.perf_counter()
-    la.fit(_loader(dataset.train))
+    la.fit(split_loader(dataset.train))
     fitted = time.perf_counter()
     choose()
     end = time.perf_counter()
@@ -227,6 +232,6 @@ def _network_outputs(models: Sequence[nn.Module], x: Tensor, likelihood: str) ->
     return outputs.softmax(dim=-1) if likelihood == "classification" else outputs
 
 
-def _loader(split: Split) -> DataLoader[tuple[Tensor, ...]]:
+def split_loader(split: Split) -> DataLoader[tuple[Tensor, ...]]:
     """The data in fixed order; its own generator keeps the iteration off the global random state."""
     return DataLoader(TensorDataset(*split), batch_size=LOADER_BATCH, generator=torch.Generator())
