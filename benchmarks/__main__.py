@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 
 from benchmarks import datasets
+from benchmarks.compared import COMPARED_METHODS, NOT_APPLICABLE
 from benchmarks.report import report, update_readme
 from benchmarks.run import ALL_METHODS, EXPERIMENTS, RESULTS, Run, run_all
 
@@ -35,6 +36,7 @@ def _run(options: argparse.Namespace) -> int:
         for seed in range(options.seeds)
         for dataset in options.datasets or experiment.datasets
         for method in options.methods or experiment.methods
+        if not (experiment.compared and (dataset, method) in NOT_APPLICABLE)
     ]
     failed = run_all(runs, options.jobs)
     for run in failed:
@@ -76,7 +78,7 @@ def _parser() -> argparse.ArgumentParser:
     command = commands.add_parser("run", help="carry out the runs of an experiment that are not finished")
     command.add_argument("experiment", choices=EXPERIMENTS)
     command.add_argument("--datasets", nargs="+", choices=datasets.NAMES)
-    command.add_argument("--methods", nargs="+", choices=ALL_METHODS)
+    command.add_argument("--methods", nargs="+", choices=sorted(ALL_METHODS | COMPARED_METHODS))
     command.add_argument("--seeds", type=int, default=5, help="seeds 0, 1, ... (default: 5 of them)")
     command.add_argument("--quick", action="store_true", help="a trial of the machinery, with useless numbers")
     command.add_argument("--data-dir", type=Path, help="folder of the data files")

@@ -21,11 +21,12 @@ from torch import nn
 from tqdm import tqdm
 
 from benchmarks import environment
+from benchmarks.compared import COMPARED_METHODS
 from benchmarks.datasets import Dataset, load
 from benchmarks.methods import FULL, METHODS, QUICK, Effort, Fitted
-from benchmarks.metrics import evaluate
 from benchmarks.models import Training, noise_scale, train, training_for
 from benchmarks.variants import VARIANT_METHODS
+from laplace_fiber.metrics import evaluate
 
 RESULTS = Path(__file__).parent / "results"
 PREDICT_INPUTS = 1000
@@ -34,20 +35,26 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Experiment:
-    """The data sets and methods that belong together in one set of tables, and the part of the data these show."""
+    """The data sets and methods that belong together in one set of tables, and the part of the data these show.
+
+    ``compared``: the names are those of ``laplace_fiber.comparison``.
+    """
 
     datasets: tuple[str, ...]
     methods: tuple[str, ...]
     part: Literal["test", "validation"] = "test"
+    compared: bool = False
 
 
 ALL_METHODS = METHODS | VARIANT_METHODS
+_BASELINES = ("snelson", "banana", "australian", "ionosphere", "glass")
 _FIRST = ("snelson", "snelson-gap", "banana", "australian", "glass", "ionosphere")
 
 
 EXPERIMENTS = {
     "first": Experiment(_FIRST, tuple(METHODS)),
     "defaults": Experiment((*_FIRST, "breast", "waveform"), tuple(VARIANT_METHODS), part="validation"),
+    "baselines": Experiment(_BASELINES, tuple(COMPARED_METHODS), compared=True),
 }
 
 
@@ -145,7 +152,8 @@ def _results(run: Run) -> dict[str, Any]:
     dataset, model = run.problem()
     sigma = noise_scale(model, dataset)
     environment.reset_peak_memory()
-    fitted = ALL_METHODS[run.method](model, dataset, sigma, run.seed, run.effort)
+    table = COMPARED_METHODS if EXPERIMENTS[run.experiment].compared else ALL_METHODS
+    fitted = table[run.method](model, dataset, sigma, run.seed, run.effort)
     measured = measure(fitted, dataset, sigma)
     settings = {"sigma_noise": sigma, "training": asdict(run.training), "effort": asdict(run.effort), **fitted.info}
     return {**measured, "peak_memory_mib": environment.peak_memory_mib(), "settings": settings}

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from laplace_fiber.comparison import METHODS, method
+
+_COMPARED = {name: method(name).label for name in (*METHODS, "fiber+temperature")}
+
 LABELS = {
     "map": "MAP",
     "la-gn": "Laplace, Gauss-Newton, sampled",
@@ -13,6 +17,7 @@ LABELS = {
     "fiber-line": "Fiber, straight lines",
     "fiber-gaussian": "Fiber, Gaussian",
 }
+LABELS = LABELS | {name: label for name, label in _COMPARED.items() if name not in LABELS}
 
 # The palette of Okabe and Ito, which stays distinct under colour blindness; its yellow is too pale for lines.
 COLOURS = {
@@ -34,10 +39,13 @@ MEASURES = {
     "calibration_error": "Calibration error of central intervals (%)",
     "accuracy": "Accuracy",
     "rmse": "RMSE",
+    "crps": "CRPS",
     "spread_ratio": "Spread outside / inside",
     "decoded_gap": "Decoded samples against the walk's states, training NLL (%)",
     "gradient_evaluations": "Gradient evaluations",
     "fit_seconds": "Fit seconds",
+    "tune_seconds": "Tuning seconds",
+    "n_settings": "Settings tried",
     "predict_seconds": "Predict seconds (1000 inputs)",
 }
 

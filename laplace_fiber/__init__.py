@@ -6,6 +6,7 @@ Importing this package registers its flavours with laplace-torch, so that
 
 from laplace_fiber import baselines
 from laplace_fiber.checkpoint import Checkpoint
+from laplace_fiber.comparison import Comparison, compare
 from laplace_fiber.curvature import LanczosGGN, low_rank_laplace
 from laplace_fiber.fiber import FiberLaplace
 from laplace_fiber.fit_report import FitReport
@@ -22,6 +23,7 @@ __version__ = "0.1.0"
 __all__ = [
     "BasisStorage",
     "Checkpoint",
+    "Comparison",
     "FiberLaplace",
     "FitReport",
     "FixedRefinement",
@@ -35,5 +37,6 @@ __all__ = [
     "TrajectorySampler",
     "UniformPosition",
     "baselines",
+    "compare",
     "low_rank_laplace",
 ]

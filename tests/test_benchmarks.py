@@ -1,4 +1,4 @@
-"""The benchmarks' metrics against closed forms and torchmetrics; splits, training and runs on shipped or tiny data."""
+"""Splits, training, methods and runs on shipped or tiny data."""
 
 import hashlib
 import json
@@ -7,14 +7,13 @@ import platform
 
 import pytest
 import torch
-import torchmetrics
-from torch.distributions import Normal
 
-from benchmarks import datasets, metrics, models, run
+from benchmarks import compared, datasets, models, run
 from benchmarks.__main__ import main
 from benchmarks.methods import METHODS, QUICK, Fitted
 from benchmarks.report import mean_and_error, readme_block, report
 from benchmarks.variants import VARIANT_METHODS
+from laplace_fiber import metrics
 
 SHORT = models.Training(epochs=3)
 
@@ -26,83 +25,6 @@ def generator(seed: int = 0) -> torch.Generator:
 @pytest.fixture(autouse=True)
 def empty_cache(tmp_path, monkeypatch):
     monkeypatch.setattr(models, "CACHE", tmp_path / "cache")
-
-
-# --- metrics ---------------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def class_samples():
-    """Probabilities of 7 samples, 200 inputs and 4 classes, with labels that follow them."""
-    probs = torch.randn(7, 200, 4, generator=generator(), dtype=torch.float64).mul(2).softmax(-1)
-    return probs, torch.multinomial(probs.mean(0), 1, generator=generator()).flatten()
-
-
-def test_class_scores_equal_torchmetrics(class_samples):
-    probs, y = class_samples
-    scores = metrics.classification(probs, y)
-    mean = probs.mean(0)
-    error = {
-        norm: 100 * torchmetrics.functional.calibration_error(mean, y, "multiclass", 10, norm, num_classes=4)
-        for norm in ("l1", "max")
-    }
-    assert scores["ece"] == pytest.approx(error["l1"].item(), rel=1e-5)
-    assert scores["mce"] == pytest.approx(error["max"].item(), rel=1e-5)
-    assert scores["accuracy"] == pytest.approx((mean.argmax(-1) == y).double().mean().item())
-    assert scores["nll"] == pytest.approx(torch.nn.functional.nll_loss(mean.log(), y).item())
-    assert scores["brier"] == pytest.approx((mean - torch.eye(4)[y]).square().sum(-1).mean().item())
-
-
-def test_scores_per_sample_are_means_over_single_samples(class_samples):
-    probs, y = class_samples
-    single = [metrics.classification(p.unsqueeze(0), y) for p in probs]
-    scores = metrics.classification(probs, y)
-    for name in ("nll", "ece", "mce", "brier", "accuracy"):
-        assert scores[f"{name}_per_sample"] == pytest.approx(sum(s[name] for s in single) / len(single))
-
-
-def test_a_probability_of_zero_gives_a_finite_loss():
-    assert metrics.classification(torch.tensor([[[1.0, 0.0]]]), torch.tensor([1]))["nll"] == pytest.approx(
-        87.3, abs=0.1
-    )
-
-
-def test_gaussian_scores_equal_the_closed_form():
-    mean, variance, y = torch.randn(50, 1), torch.rand(50, 1), torch.randn(50, 1)
-    sigma = 0.3
-    scores = metrics.gaussian(mean, variance, y, sigma)
-    assert scores["nll"] == pytest.approx(
-        -Normal(mean, (variance + sigma**2).sqrt()).log_prob(y).mean().item(), rel=1e-5
-    )
-    assert scores["rmse"] == pytest.approx((mean - y).square().mean().sqrt().item(), rel=1e-5)
-
-
-def test_many_samples_reach_the_gaussian_closed_form():
-    mean, variance, y = (torch.randn(20, 1, generator=generator(k)) for k in range(3))
-    variance = variance.square()
-    f = mean + variance.sqrt() * torch.randn(40_000, 20, 1, generator=generator(3))
-    closed, sampled = metrics.gaussian(mean, variance, y, 0.5), metrics.regression(f, y, 0.5)
-    for name in ("nll", "nll_per_sample", "rmse", "calibration_error"):
-        assert sampled[name] == pytest.approx(closed[name], rel=0.03)
-
-
-def test_one_sample_is_a_gaussian_without_variance():
-    f, y = torch.randn(30, 1), torch.randn(30, 1)
-    one, closed = metrics.regression(f.unsqueeze(0), y, 0.7), metrics.gaussian(f, torch.zeros(30, 1), y, 0.7)
-    for name in closed:
-        assert one[name] == pytest.approx(closed[name])
-
-
-@pytest.mark.parametrize(
-    ("pit", "expected"),
-    [
-        (torch.linspace(0, 1, 20_001, dtype=torch.float64), 0.0),  # calibrated
-        (torch.full((10,), 0.5, dtype=torch.float64), 50.0),  # targets always at the median
-        (torch.zeros(10, dtype=torch.float64), 50.0),  # targets never inside
-    ],
-)
-def test_coverage_error(pit, expected):
-    assert metrics.coverage_error(pit).item() == pytest.approx(expected, abs=0.01)
 
 
 # --- data sets -------------------------------------------------------------------------------------------------------
@@ -192,13 +114,14 @@ def test_noise_scale_is_the_residual_on_training_and_validation_data():
 
 
 @pytest.mark.filterwarnings("ignore:The network is not at a minimum")  # after three epochs
-@pytest.mark.parametrize("method", [*METHODS, "reach-half"])
+@pytest.mark.parametrize("method", [*METHODS, "reach-half", *(f"compared:{m}" for m in ("last_layer", "mixture"))])
 def test_methods_leave_the_network_alone_and_repeat_themselves(method, monkeypatch):
     monkeypatch.setitem(models._NETWORKS, "snelson", models.Network((8,), "relu"))
     data = datasets.load("snelson", 0)
     model = models.train(data, 0, SHORT)
     before, state = weights(model).clone(), torch.get_rng_state()
-    fitted = (METHODS | VARIANT_METHODS)[method](model, data, 0.3, 0, QUICK)
+    prefixed = {f"compared:{name}": fit for name, fit in compared.COMPARED_METHODS.items()}
+    fitted = (METHODS | VARIANT_METHODS | prefixed)[method](model, data, 0.3, 0, QUICK)
     first, second = (metrics.evaluate(fitted.predict(data.test[0]), data.test[1], 0.3) for _ in range(2))
     assert first == second
     assert torch.equal(before, weights(model))
@@ -254,6 +177,24 @@ def test_a_failed_run_is_recorded_and_tried_again(fake, tmp_path):
     fake.broken = False
     assert run.run_all(runs, jobs=1) == []
     assert "Failed runs" not in report(runs[0].path.parent)
+
+
+def test_an_experiment_of_compared_methods_takes_them_from_the_package(tmp_path):
+    compared_run = run.Run("baselines", "snelson", "linearised", 0, quick=True, out=tmp_path)
+    assert run.run_all([compared_run], jobs=1) == []
+    record = json.loads(compared_run.path.read_text())
+    assert record["settings"]["n_settings"] == 1
+    assert record["settings"]["prior_precision"] == 1.0
+    assert record["metrics"]["test"]["crps"] > 0
+    assert "| Laplace, linearised |" in report(compared_run.path.parent)
+
+
+def test_pairs_that_do_not_go_together_are_left_out(tmp_path):
+    threads = torch.get_num_threads()
+    options = ["--datasets", "snelson", "--methods", "riemannian_fisher", "--jobs", "1", "--out", str(tmp_path)]
+    assert main(["run", "baselines", *options]) == 0
+    assert not list(tmp_path.iterdir())
+    torch.set_num_threads(threads)
 
 
 def test_a_run_in_another_process_has_one_thread_and_records_its_failure(tmp_path):

@@ -1,0 +1,79 @@
+"""The methods of ``laplace_fiber.comparison`` on the benchmarks' data: each tuned on validation data in one budget."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+
+from benchmarks.datasets import Dataset
+from benchmarks.methods import FULL, Effort, Fitted, Method, member_seeds, split_loader
+from benchmarks.models import train_timed, training_for
+from laplace_fiber import comparison
+from laplace_fiber.comparison.task import Task
+from laplace_fiber.comparison.tuning import Budget, Search
+
+BUDGET = Budget(n_settings=12, seconds=10.0)
+"""Of the choice of settings in one run; a method's default is fitted whatever it takes."""
+
+QUICK_BUDGET = Budget(n_settings=1, seconds=1.0)
+
+OF_SEVERAL_NETWORKS = ("mixture", "multiswag")
+"""These are given several trained networks, whose training counts as part of the fit."""
+
+NOT_APPLICABLE = {("snelson", "riemannian_fisher"), ("ionosphere", "riemannian_fisher")}
+"""Pairs of data set and method that do not go together: a dense metric of more than 2,000 weights."""
+
+OPTIONS: dict[str, dict[str, Any]] = {
+    "riemannian": {"n_samples_fit": 20},
+    "riemannian_fisher": {"n_samples_fit": 20},
+    "diffusion": {"n_samples_fit": 10},
+    "diffusion_kernel": {"n_samples_fit": 10},
+}
+"""Settings that differ from the methods' defaults: fewer samples where each takes a second or more."""
+
+
+def fit_compared(
+    model: nn.Module, dataset: Dataset, sigma: float, seed: int, effort: Effort = FULL, *, name: str
+) -> Fitted:
+    """A method of the registry with its best settings. ``fit_seconds`` is the fit that is kept, without the search."""
+    training = training_for(dataset.name).shortened(effort.epoch_share)
+    models: tuple[nn.Module, ...] = (model,)
+    training_seconds = 0.0
+    if name in OF_SEVERAL_NETWORKS:
+        members = [train_timed(dataset, s, training) for s in member_seeds(seed, effort)]
+        models, training_seconds = tuple(m for m, _ in members), sum(seconds for _, seconds in members)
+    loaders = split_loader(dataset.train), split_loader(dataset.val)
+    task = Task(models, dataset.likelihood, *loaders, sigma, effort.n_samples)
+    method = comparison.method(name, **OPTIONS.get(name, {}))
+    budget = BUDGET if effort == FULL else QUICK_BUDGET
+    with _random_state_of(seed):
+        outcome = Search(method, task, seed, budget).run(comparison.PRIOR_PRECISIONS)
+    info = {
+        **outcome.settings,
+        "tune_seconds": outcome.tune_seconds,
+        "n_settings": outcome.n_settings,
+        "failed_settings": outcome.failures,
+        "options": {key: repr(value) for key, value in method.options.items()},
+        "budget": repr(budget),
+    }
+    if outcome.gradient_evaluations is not None:
+        info["gradient_evaluations"] = outcome.gradient_evaluations
+    return Fitted(outcome.predict, training_seconds + outcome.fit_seconds, info)
+
+
+@contextmanager
+def _random_state_of(seed: int) -> Iterator[None]:
+    """Start from the seed while inside; the global random state is put back."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        yield
+
+
+COMPARED_METHODS: dict[str, Method] = {
+    name: functools.partial(fit_compared, name=name) for name in (*comparison.METHODS, "fiber+temperature")
+}
