@@ -18,7 +18,7 @@ from laplace_fiber.comparison.task import Task
 from laplace_fiber.comparison.tuning import Budget, Search
 
 BUDGET = Budget(n_settings=12, seconds=10.0)
-"""Of the choice of settings in one run; a method's default is fitted whatever it takes."""
+"""Of the choice of settings in one run; the first one that works is fitted whatever it takes."""
 
 QUICK_BUDGET = Budget(n_settings=1, seconds=1.0)
 

@@ -132,7 +132,7 @@ class LatentAutoencoder:
         optimizer = torch.optim.Adam([*encoder.parameters(), *decoder.parameters()], lr=self.learning_rate)
         width, stalls = (WINDOW, 1) if self.closed_form else (5 * WINDOW, PLAIN_STALLS)
         best, window = math.inf, states.new_zeros(())
-        bar = tqdm(range(1, self.n_steps + 1), desc="autoencoder", disable=not progress_bar)
+        bar = tqdm(range(1, self.n_steps + 1), desc="autoencoder", disable=not progress_bar, leave=None)
         for step in bar:
             i, j = _draw(n, self.batch_size, generator), _draw(t - 1, self.batch_size, generator)
             here, after = encoder(torch.stack([states[i, j], states[i, j + 1]]))

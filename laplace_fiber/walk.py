@@ -89,7 +89,7 @@ class Walk:
         """Walk to the end; the fields of :class:`~laplace_fiber.trajectories.Trajectories`."""
         n_steps, started = self.settings.n_steps, time.monotonic()
         shown = progress_bar and self.ranks.first
-        with tqdm(total=n_steps, initial=self.t, desc="walk", disable=not shown) as bar:
+        with tqdm(total=n_steps, initial=self.t, desc="walk", disable=not shown, leave=None) as bar:
             while self.t < n_steps:
                 self.t += 1
                 self._drift()

@@ -83,7 +83,7 @@ class Problem:
 
     def steps(self, n: int, description: str) -> tqdm[int]:
         """``range(n)`` with a progress bar."""
-        return tqdm(range(n), desc=description, disable=not self.progress_bar)
+        return tqdm(range(n), desc=description, disable=not self.progress_bar, leave=None)
 
     @property
     def steps_per_epoch(self) -> int:
