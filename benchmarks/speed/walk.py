@@ -253,7 +253,7 @@ def table(results: dict[str, Any]) -> str:
     for name, r in results.items():
         micros, fast = r["microseconds_per_particle_step"], r["times_as_fast_as_sgd"]
         row = [cell(micros["sgd"], ".0f"), cell(micros["plain"], ".1f"), cell(fast["plain"])]
-        row += [cell(r["times_as_fast_as_fused_sgd"]["plain"]), cell(r["monotone_extra_percent"], ".1f")]
+        row += [cell(r.get("times_as_fast_as_fused_sgd", {}).get("plain")), cell(r["monotone_extra_percent"], ".1f")]
         row += [cell(fast.get("plain compiled")), cell(fast.get("monotone compiled"))]
         compilation = r["first_start_seconds"].get("plain compiled")
         row += ["–" if compilation is None else f"{compilation:.1f}", ", ".join(map(str, r["group_sizes"]["plain"]))]
