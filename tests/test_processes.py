@@ -150,7 +150,7 @@ def test_interrupted_and_resumed(tmp_path):
     progress, folder = tmp_path / "progress", tmp_path / "walk"
     process = start("slow", str(progress), str(folder))
     deadline = time.monotonic() + 120
-    while not (progress.exists() and progress.read_text() >= "5") and time.monotonic() < deadline:
+    while not progress.exists() and time.monotonic() < deadline:
         time.sleep(0.05)
     process.send_signal(signal.SIGINT)
     assert "interrupted True True" in finish([process])[0]
@@ -168,7 +168,7 @@ def test_interrupted_and_resumed(tmp_path):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("laplace_fiber.walk.tqdm", Watched)
         FiberLaplace(model, "classification", sampler=sampler, autoencoder=FAST).fit(data)
-    assert first_drifts[0] in (4, 6)  # saved after every second drift; the signal may have come a little later
+    assert first_drifts[0] == 4  # saved after every second drift
 
 
 def test_an_interrupted_refit_leaves_the_object_unfitted(monkeypatch):

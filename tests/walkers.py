@@ -59,14 +59,15 @@ def stop_at_drift(t: int) -> None:
 
 
 def slow(out: str, folder: str) -> None:
-    """A walk with a pause in each drift, to be interrupted from outside."""
+    """A walk that stops before its fifth drift until it is interrupted from outside."""
     from laplace_fiber.walk import Walk
 
     drift = Walk._drift
 
     def pausing(self: Walk) -> None:
-        Path(out).write_text(str(self.t))
-        time.sleep(0.2)
+        if self.t == 5:
+            Path(out).write_text("waiting")
+            time.sleep(300)
         drift(self)
 
     Walk._drift = pausing
