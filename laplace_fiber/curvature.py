@@ -17,7 +17,6 @@ from scipy.sparse.linalg import eigsh
 from torch import Tensor, nn
 from torch.func import jvp, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.data import DataLoader
 
 from laplace_fiber.data import Batch
 from laplace_fiber.subspace import column_blocks
@@ -151,7 +150,7 @@ class LanczosGGN(CurvlinopsGGN):  # type: ignore[misc]
         super().__init__(model, likelihood, *args, **kwargs)
         self.rank, self.seed = rank, seed
 
-    def eig_lowrank(self, data_loader: DataLoader[Any]) -> tuple[Tensor, Tensor, Tensor]:
+    def eig_lowrank(self, data_loader: Iterable[Any]) -> tuple[Tensor, Tensor, Tensor]:
         """Eigenvectors (p, k), eigenvalues (k,) of Σ Jᵀ (∂²ℓ/∂f²) J and the loss Σ ℓ over the loader."""
         parameter = self.params[0]
         data = [(x.to(parameter.device), y.to(parameter.device)) for x, y in data_loader]

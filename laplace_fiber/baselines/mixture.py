@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Iterator, MutableMapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, TypeAlias, get_args
 
@@ -16,8 +15,9 @@ from laplace_fiber.baselines.baseline import Baseline, Problem, Settings
 from laplace_fiber.baselines.jacobian_rows import gauss_newton_rows, output_jacobian, outputs_per_point
 from laplace_fiber.baselines.several import first_and_others, weights_of
 from laplace_fiber.baselines.stored import shuffled_rows
+from laplace_fiber.baselines.to_host import HostLoader, host_model
 from laplace_fiber.batch_norm import own_buffers
-from laplace_fiber.data import TrainingData, batches_of, moved, pairs
+from laplace_fiber.data import TrainingData, moved
 from laplace_fiber.linearised import linearised_samples, output_covariance, output_variance
 from laplace_fiber.weights import Inputs
 
@@ -140,13 +140,8 @@ class LaplaceMixture(Baseline[MixtureSettings, Gaussians]):
         return [{"values": values.clamp(min=tau.min()).rsqrt().to(mean), "left": vectors.to(mean)}]
 
     def _kron_root(self, data: TrainingData, mean: Float[Tensor, " p"]) -> list[Block]:
-        model = copy.deepcopy(self.model).eval()
-        moving = self.network.named(mean)
-        for name, parameter in model.named_parameters():
-            parameter.requires_grad_(name in moving)
-            parameter.data = moving.get(name, parameter.data).clone()
         host = KronLaplace(
-            model,
+            host_model(self.network, mean),
             self._loss_likelihood,
             sigma_noise=self.sigma_noise.detach(),
             prior_precision=self.prior_precision.detach(),
@@ -155,7 +150,7 @@ class LaplaceMixture(Baseline[MixtureSettings, Gaussians]):
             dict_key_y=self.dict_key_y,
         )
         with torch.enable_grad():
-            host.fit(_Loader(data))
+            host.fit(HostLoader(data))
         precision = host.posterior_precision
         blocks = zip(precision.eigenvectors, precision.eigenvalues, precision.deltas, strict=True)
         return [_kron_block(vectors, values, delta) for vectors, values, delta in blocks]
@@ -236,18 +231,6 @@ class LaplaceMixture(Baseline[MixtureSettings, Gaussians]):
             )
         spread = fitted.spread(k, jacobian)
         return (outputs.flatten(), output_covariance(spread)) if joint else (outputs, output_variance(spread))
-
-
-class _Loader:
-    """The user's batches as laplace-torch takes them, without a trace in the global random state."""
-
-    def __init__(self, data: TrainingData) -> None:
-        self.data, self.dataset = data, range(data.n_data)
-
-    def __iter__(self) -> Iterator[Any]:
-        batches = batches_of(self.data.loader, self.data.seed)
-        for x, y in pairs(batches, self.data.device, self.data.dict_key_y):
-            yield x if isinstance(x, MutableMapping) else (x, y)
 
 
 def _kron_block(vectors: list[Tensor], values: list[Tensor], delta: Tensor) -> Block:

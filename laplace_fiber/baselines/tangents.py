@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Iterator, MutableMapping
-from typing import Any, Literal, TypeAlias, get_args
+from collections.abc import MutableMapping
+from typing import Literal, TypeAlias, get_args
 
 import torch
 from jaxtyping import Float
 from laplace.baselaplace import DiagLaplace, KronLaplace
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, IterableDataset
 
 from laplace_fiber.baselines.baseline import Problem
 from laplace_fiber.baselines.geodesics import Pieces
 from laplace_fiber.baselines.output_metrics import FisherMetric
+from laplace_fiber.baselines.to_host import HostLoader, host_model
 from laplace_fiber.curvature import LanczosGGN
-from laplace_fiber.data import TrainingData, batches_of, pairs
 from laplace_fiber.log_joint import LogJoint
-from laplace_fiber.weights import NetworkFunction
 
 Curvature: TypeAlias = Literal["auto", "full", "kron", "diag", "lowrank"]
 """laplace-torch's structures of the Gauss-Newton matrix; ``"auto"`` is full up to 3,000 weights, else Kronecker."""
@@ -61,7 +58,7 @@ def tangent_vectors(problem: Problem, n: int, curvature: Curvature, rank: int) -
     if sigma.numel() > 1:
         raise ValueError(f"curvature: expected 'full' for one sigma_noise per output, got {curvature!r}.")
     with torch.random.fork_rng(devices=[]):
-        model = _frozen_but(joint.network)
+        model = host_model(joint.network, problem.theta)
         try:
             if curvature == "kron":
                 return _kronecker(problem, model, n)
@@ -79,34 +76,6 @@ def correlated(precision: Float[Tensor, "p p"], normal: Float[Tensor, "n p"]) ->
     """Rows of covariance P⁻¹ from standard normal ones: L⁻ᵀ z with P = L Lᵀ."""
     factor = torch.linalg.cholesky(precision.double())
     return torch.linalg.solve_triangular(factor.T, normal.double().T, upper=True).T.to(normal)
-
-
-class _Batches(IterableDataset[Any]):
-    """The loader's batches, which may be any iterable, as a data set of known size."""
-
-    def __init__(self, data: TrainingData) -> None:
-        self.data = data
-
-    def __len__(self) -> int:
-        return self.data.n_data
-
-    def __iter__(self) -> Iterator[Any]:
-        data = self.data
-        for x, y in pairs(batches_of(data.loader, data.seed), data.device, data.dict_key_y):
-            yield x if isinstance(x, MutableMapping) else (x, y)
-
-
-def _loader(data: TrainingData) -> DataLoader[Any]:
-    """The training data as laplace-torch takes them."""
-    return DataLoader(_Batches(data), batch_size=None, collate_fn=lambda batch: batch)
-
-
-def _frozen_but(network: NetworkFunction) -> nn.Module:
-    """A copy of the model in which only tensors with moving weights have gradients."""
-    model = copy.deepcopy(network.model).eval()
-    for name, parameter in model.named_parameters():
-        parameter.requires_grad_(name in network.names)
-    return model
 
 
 def _factor(joint: LogJoint) -> float:
@@ -131,14 +100,14 @@ def _kronecker(problem: Problem, model: nn.Module, n: int) -> Float[Tensor, "n p
         temperature=joint.temperature,
         dict_key_y=problem.data.dict_key_y,
     )
-    la.fit(_loader(problem.data))
+    la.fit(HostLoader(problem.data))
     return (la.sample(n, generator=problem.generator) - la.mean).detach()
 
 
 def _diagonal(problem: Problem, model: nn.Module, n: int) -> Float[Tensor, "n p"]:
     joint = problem.joint
     la = DiagLaplace(model, joint.likelihood, dict_key_y=problem.data.dict_key_y)
-    la.fit(_loader(problem.data))
+    la.fit(HostLoader(problem.data))
     diagonal = la.H.detach() if joint.network.index is None else la.H.detach()[joint.network.index.to(la.H.device)]
     return problem.normal(n, len(diagonal)) / (_factor(joint) * diagonal + joint.prior_precision).sqrt()
 
@@ -147,7 +116,7 @@ def _low_rank(problem: Problem, model: nn.Module, n: int, rank: int) -> Float[Te
     """With τ^-½ H τ^-½ = Q diag(s) Qᵀ: τ^-½ (z + Q ((1 + s)^-½ − 1) Qᵀ z)."""
     if isinstance(problem.data.first[0], MutableMapping):
         raise ValueError("curvature: expected 'full', 'kron' or 'diag' for dict-like batches, got 'lowrank'.")
-    vectors, values, _ = LanczosGGN(model, problem.joint.likelihood, rank=rank).eig_lowrank(_loader(problem.data))
+    vectors, values, _ = LanczosGGN(model, problem.joint.likelihood, rank=rank).eig_lowrank(HostLoader(problem.data))
     scale = problem.joint.prior_precision.expand(len(problem.theta)).rsqrt()
     root = scale[:, None] * vectors.detach() * (_factor(problem.joint) * values.detach()).sqrt()
     q, s, _ = torch.linalg.svd(root, full_matrices=False)
