@@ -145,17 +145,14 @@ class NetworkFunction:
     @contextmanager
     def evaluation(self) -> Iterator[None]:
         """Eval mode (batch-norm statistics frozen, dropout off) while inside; each module's own mode afterwards."""
-        modes = [(m, m.training) for m in self.model.modules()]
         # The fused layers that eval mode switches on have neither derivatives nor batching rules.
         fused = torch.backends.mha.get_fastpath_enabled()
         torch.backends.mha.set_fastpath_enabled(False)
-        self.model.eval()
         try:
-            yield
+            with eval_mode(self.model):
+                yield
         finally:
             torch.backends.mha.set_fastpath_enabled(fused)
-            for module, mode in modes:
-                module.training = mode
 
     def check_last_layer(self, x: Inputs) -> None:
         """Make sure that the layer taken for the last one is called last.
@@ -184,6 +181,18 @@ class NetworkFunction:
                 f"subset='last_layer': expected {self.last_layer!r} (the last one registered) to run last, "
                 f"got {called[-1]!r}; name the layer yourself with subset=[{called[-1]!r}]."
             )
+
+
+@contextmanager
+def eval_mode(model: nn.Module) -> Iterator[None]:
+    """Eval mode while inside; each module's own mode afterwards."""
+    modes = [(m, m.training) for m in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
 
 
 def difference_step(theta: Float[Tensor, " p"]) -> Float[Tensor, ""]:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from laplace_fiber.data import batches_of, moved, pairs
 from laplace_fiber.metrics import Prediction, TargetDistribution
-from laplace_fiber.weights import Inputs
+from laplace_fiber.weights import Inputs, eval_mode
 
 Predict: TypeAlias = Callable[[Inputs], Prediction]
 """Maps a batch of inputs to a prediction on the CPU; the same one at each call."""
@@ -130,13 +130,8 @@ def network_outputs(models: Sequence[nn.Module], x: Inputs) -> Tensor:
     """Outputs of each network in eval mode, (s, b, *c), on the CPU."""
     results = []
     for model in models:
-        modes = [(module, module.training) for module in model.modules()]
-        try:
-            with torch.no_grad():
-                results.append(model.eval()(x).cpu())
-        finally:
-            for module, mode in modes:
-                module.training = mode
+        with torch.no_grad(), eval_mode(model):
+            results.append(model(x).cpu())
     return torch.stack(results)
 
 
