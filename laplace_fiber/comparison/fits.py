@@ -13,7 +13,6 @@ import torch
 from laplace import KronLaplace, Laplace
 from torch import nn
 
-from laplace_fiber import baselines
 from laplace_fiber.baselines.baseline import Baseline
 from laplace_fiber.comparison.task import Predict, Task, as_samples, network_outputs
 from laplace_fiber.fiber import FiberLaplace
@@ -116,13 +115,12 @@ def fit_baseline(
     networks: Any = task.models if several else task.model
     la = posterior(networks, task.likelihood, sigma_noise=task.sigma_noise, seed=seed, **settings)
     la.fit(task.train_loader, progress_bar=progress_bar)
-    predict = _sampler(la, task, "glm" if posterior is baselines.LaplaceMixture else None)
-    return Fitted(predict, gradient_evaluations=la.diagnostics["gradient_evaluations"])
+    return Fitted(_sampler(la, task), gradient_evaluations=la.diagnostics["gradient_evaluations"])
 
 
-def _sampler(la: SampledPosterior, task: Task, pred_type: str | None = None) -> Predict:
+def _sampler(la: SampledPosterior, task: Task) -> Predict:
     def predict(x: Inputs) -> Prediction:
-        return as_samples(la.predictive_samples(x, pred_type=pred_type, n_samples=task.n_samples), task.classes)
+        return as_samples(la.predictive_samples(x, n_samples=task.n_samples), task.classes)
 
     return predict
 
