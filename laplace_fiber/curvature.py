@@ -82,7 +82,7 @@ def subspace_ggn(
         jacobian, outputs = subspace_jacobian(network, theta, basis, x)
         rows = jacobian.flatten(0, -3) if jacobian.ndim > 3 else jacobian
         if likelihood != "regression":
-            rows = softmax_hessian_root(outputs.flatten(0, -2)).mT @ rows
+            rows = _softmax_hessian_root(outputs.flatten(0, -2)).mT @ rows
         grouped = rows.flatten(0, -3).movedim(1, 0) if per_output else rows.flatten(0, -2)[None]
         total = total + grouped.double().mT @ grouped.double()
     return total
@@ -191,7 +191,7 @@ def low_rank_laplace(
     return laplace
 
 
-def softmax_hessian_root(logits: Float[Tensor, "b c"]) -> Float[Tensor, "b c c"]:
+def _softmax_hessian_root(logits: Float[Tensor, "b c"]) -> Float[Tensor, "b c c"]:
     """S with S Sᵀ = diag(π) − π πᵀ, the cross-entropy's Hessian: S = diag(√π) − π √πᵀ."""
     probabilities = logits.softmax(-1)
     root = probabilities.sqrt()

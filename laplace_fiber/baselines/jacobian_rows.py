@@ -11,7 +11,8 @@ from torch import Tensor
 from torch.func import jacrev, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from laplace_fiber.curvature import softmax_hessian_root, subspace_jacobian
+from laplace_fiber.baselines.output_loss import OutputLoss
+from laplace_fiber.curvature import subspace_jacobian
 from laplace_fiber.data import Batch
 from laplace_fiber.log_joint import LogJoint
 from laplace_fiber.weights import Inputs, NetworkFunction
@@ -45,40 +46,18 @@ def gauss_newton_rows(
     joint: LogJoint, theta: Float[Tensor, " p"], data: Iterable[Batch]
 ) -> Iterator[Float[Tensor, "m p"]]:
     """Rows R, some points' at a time, with Σ Rᵀ R = Σ Jᵀ (∂²ℓ/∂f²) J / temperature over the data, σ included."""
+    loss = OutputLoss(joint)
     for x, _ in (block for batch in data for block in batch.blocks):
         n_outputs = outputs_per_point(joint.network, theta, x)
         for piece in _pieces(x, max(1, PIECE_BYTES // (theta.nbytes * n_outputs))):
             jacobian, outputs = output_jacobian(joint.network, theta, piece)
-            yield _weighted(joint, jacobian, outputs).flatten(0, -2)
+            yield loss.root(outputs, jacobian).flatten(0, -2)
 
 
 def outputs_per_point(network: NetworkFunction, theta: Float[Tensor, " p"], x: Inputs) -> int:
     """Numbers that the network returns for one point."""
     with torch.no_grad(), network.evaluation():
         return network.one(theta, x[:1] if isinstance(x, Tensor) else x)[0].numel()
-
-
-def curvature_product(joint: LogJoint, outputs: Float[Tensor, "b *c"], v: Float[Tensor, "b *c"]) -> Tensor:
-    """(∂²ℓ/∂f²) v / temperature for each point."""
-    if joint.likelihood == "regression":
-        weighted = v / _sigma(joint, v).square()
-    else:
-        probabilities = outputs.softmax(-1)
-        weighted = probabilities * (v - (probabilities * v).sum(-1, keepdim=True))
-    return weighted / joint.temperature
-
-
-def _weighted(joint: LogJoint, jacobian: Float[Tensor, "b *c p"], outputs: Float[Tensor, "b *c"]) -> Tensor:
-    if joint.likelihood == "regression":
-        rows = jacobian / _sigma(joint, outputs)[..., None]
-    else:
-        root = softmax_hessian_root(outputs.flatten(0, -2))
-        rows = root.mT @ jacobian.flatten(0, -3)
-    return rows / joint.temperature**0.5
-
-
-def _sigma(joint: LogJoint, like: Tensor) -> Tensor:
-    return torch.as_tensor(joint.sigma_noise, dtype=like.dtype, device=like.device)
 
 
 def _pieces(x: Inputs, size: int) -> Iterable[Inputs]:

@@ -9,7 +9,8 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from laplace_fiber.baselines.jacobian_rows import curvature_product, gauss_newton_rows, outputs_per_point
+from laplace_fiber.baselines.jacobian_rows import gauss_newton_rows, outputs_per_point
+from laplace_fiber.baselines.output_loss import OutputLoss
 from laplace_fiber.data import Batch, TrainingData
 from laplace_fiber.log_joint import LogJoint
 from laplace_fiber.memory import available_bytes
@@ -150,7 +151,7 @@ class GGNSpectrum:
                 probe = torch.zeros_like(outputs, requires_grad=True)
                 (pulled,) = torch.autograd.grad(outputs, rows, probe, create_graph=True)
                 (tangent,) = torch.autograd.grad(pulled, probe, scaled, retain_graph=True)
-                weighted = curvature_product(self._joint, outputs.detach(), tangent)
+                weighted = OutputLoss(self._joint).bent(outputs.detach(), tangent)
                 (back,) = torch.autograd.grad(outputs, rows, weighted)
             total, self.evaluations = total + back, self.evaluations + 3
         return total * self._scale * self._share
