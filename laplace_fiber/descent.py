@@ -82,6 +82,7 @@ class Descent:
         """Descend from drifted weights until the refinement asks for no more."""
         now = self._evaluated(level.batch, theta, eta)
         self.counts.evaluated += len(theta)
+        parities = [torch.tensor(short, device=theta.device) for short in (True, False)]
         for step in range(self.refinement.max_steps):
             excess = now.data_term - level.data_term
             at = Refining(step, excess, progress, self.joint.n_data, theta.shape[1])
@@ -89,36 +90,40 @@ class Descent:
             n_active = int(active.sum())
             if n_active == 0:
                 break
-            now = self._stepped(level.batch, now, active, n_active, step)
+            now = self._stepped(level.batch, now, active, n_active, parities[step % 2])
         return now
 
     def _evaluated(self, batch: Batch, theta: Tensor, eta: Tensor) -> Particles:
         value, grad, data_term = recorded_evaluation(self.joint, self.recorder, theta, batch)
         return Particles(theta, value, data_term, grad, eta, _finite(value, grad))
 
-    def _stepped(self, batch: Batch, now: Particles, active: Tensor, n_active: int, step: int) -> Particles:
+    def _stepped(self, batch: Batch, now: Particles, active: Tensor, n_active: int, short: Tensor) -> Particles:
         """One step of the active particles."""
         rows = _padded(active, n_active)
         part = now if rows is None else Particles(*(column[rows] for column in now))
         moves = active if rows is None else torch.arange(len(rows), device=rows.device) < n_active
-        short = torch.tensor(step % 2 == 0, device=moves.device)
 
         def take(moving: Sequence[Tensor], fixed: Sequence[Tensor]) -> tuple[Tensor, ...]:
             *columns, moves, short = moving
             return self._take(Particles(*columns), moves, short, batch.with_tensors(fixed))
 
         *columns, accepted = self._call("step", take, (*part, moves, short), batch)
+        new, n_accepted = Particles(*columns), int(accepted.sum())
         self.counts.evaluated += n_active
         self.counts.proposed += n_active
-        self.counts.rejected += n_active - int(accepted.sum())
+        self.counts.rejected += n_active - n_accepted
+        if n_accepted < len(accepted):  # not inside the step: most steps need no such copies
+            kept = accepted[:, None]
+            theta, grad = torch.where(kept, new.theta, part.theta), torch.where(kept, new.grad, part.grad)
+            new = new._replace(theta=theta, grad=grad)
         if rows is None:
-            return Particles(*columns)
-        for whole, new in zip(now, columns, strict=True):
-            whole[rows[:n_active]] = new[:n_active]
+            return new
+        for whole, column in zip(now, new, strict=True):
+            whole[rows[:n_active]] = column[:n_active]
         return now
 
     def _take(self, now: Particles, moves: Tensor, short: Tensor, batch: Batch) -> tuple[Tensor, ...]:
-        """One step of the particles that move: the new particles, and whose step was kept."""
+        """One step of those that move, and whose step is kept; weights and gradients are the proposed ones of all."""
         proposal = torch.addcmul(now.theta, now.eta[:, None], now.grad, value=-1)
         value, grad, data_term = self.joint.evaluate(proposal, batch)
         sound = _finite(value, grad)
@@ -133,16 +138,9 @@ class Descent:
                 longer = _spectral_step(proposal - now.theta, grad - now.grad, longer, short)
             changed = torch.where(accepted, longer, eta * STEP_SHRINKAGE[self.kind])
             eta = torch.where(moves, changed, eta)
-        kept = accepted[:, None]
-        return (
-            torch.where(kept, proposal, now.theta),
-            torch.where(accepted, value, now.value),
-            torch.where(accepted, data_term, now.data_term),
-            torch.where(kept, grad, now.grad),
-            eta,
-            finite,
-            accepted,
-        )
+        value = torch.where(accepted, value, now.value)
+        data_term = torch.where(accepted, data_term, now.data_term)
+        return proposal, value, data_term, grad, eta, finite, accepted
 
     def _call(self, name: str, function: Function, moving: Sequence[Tensor], batch: Batch) -> tuple[Tensor, ...]:
         fixed = batch.tensors()
@@ -163,8 +161,9 @@ def _padded(active: Bool[Tensor, " n"], n_active: int) -> Tensor | None:
 
 
 def _finite(value: Float[Tensor, " n"], grad: Float[Tensor, "n p"]) -> Bool[Tensor, " n"]:
-    # Zero times anything that is not finite is not zero: one pass over the gradient instead of three.
-    return torch.isfinite(value + 0 * grad.sum(1))
+    # One pass over the gradient, and nothing that is not finite is zero after taking it from itself.
+    total = value + grad.sum(1)
+    return total - total == 0
 
 
 def _spectral_step(

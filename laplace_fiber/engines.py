@@ -1,4 +1,4 @@
-"""How many weight vectors go through a network together: as many as fit, unless fewer are measured to be faster."""
+"""How many weight vectors and inputs go through a network together: as many as fit and are fast."""
 
 from __future__ import annotations
 
@@ -24,6 +24,8 @@ MEMORY_SHARE = 0.5
 CLEARLY_FASTER = 0.75
 """Share of the time that another group size must take to be preferred, so that noise rarely decides."""
 
+SAME_OUTPUT = 1e-4
+"""Largest difference between outputs that are the same but for rounding, as a share of the largest output."""
 
 TRIAL_ROWS, TRIAL_SECONDS = 8, 0.2
 """Rows of a trial, at most, and how long its runs may go on being repeated."""
@@ -46,6 +48,26 @@ def output_elements(network: NetworkFunction, x: Inputs, **model_kwargs: Any) ->
         for hook in hooks:
             hook.remove()
     return sum(counted)
+
+
+def inputs_together(network: NetworkFunction, theta: Float[Tensor, " p"], x: Inputs) -> int | None:
+    """How many inputs are best evaluated together, ``None`` for all: as many as stay in the cache.
+
+    Inputs are taken apart only on a CPU, and only if the outputs of the first ones do not depend on the others, which
+    is tried out. Call inside evaluation.
+    """
+    if not isinstance(x, Tensor) or x.device.type != "cpu" or network.is_part:
+        return None
+    elements = output_elements(network, x)
+    first = int(len(x) * CACHED_ELEMENTS["cpu"] / max(elements, 1))
+    if not 1 <= first < len(x):
+        return None
+    with torch.no_grad():
+        whole, part = network.one(theta, x)[:first], network.one(theta, x[:first])
+    scale = float(whole.abs().max())
+    same = whole.shape == part.shape and torch.allclose(whole, part, rtol=0, atol=SAME_OUTPUT * scale)
+    # Equal parts, so that each is evaluated in the same way.
+    return -(-len(x) // -(-len(x) // first)) if same else None
 
 
 def group_size(

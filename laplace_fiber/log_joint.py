@@ -68,12 +68,12 @@ class LogJoint:
 
     def losses(self, thetas: Float[Tensor, "n p"], batch: Batch) -> Float[Tensor, " n"]:
         """Σ ℓ over the batch for each θ. Differentiable."""
-        total = thetas.new_zeros(len(thetas))
+        totals = []
         for x, y in batch.blocks:
             with self._precision():
                 outputs = self.network.many(thetas, x)
-            total = total + self.loss_of(outputs.to(thetas.dtype), y)
-        return total
+            totals.append(self.loss_of(outputs.to(thetas.dtype), y))
+        return totals[0] if len(totals) == 1 else torch.stack(totals).sum(0)
 
     def loss_of(self, outputs: Float[Tensor, "n b *c"], y: Tensor) -> Float[Tensor, " n"]:
         """Σ ℓ for each of n outputs of the network. Differentiable."""

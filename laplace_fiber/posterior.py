@@ -14,7 +14,7 @@ from torch import Tensor
 from laplace_fiber import predictive
 from laplace_fiber.curvature import subspace_jacobian
 from laplace_fiber.data import moved
-from laplace_fiber.engines import TRIAL_ROWS, group_size
+from laplace_fiber.engines import TRIAL_ROWS, group_size, inputs_together
 from laplace_fiber.linearised import linearised_samples, output_covariance, output_variance
 from laplace_fiber.tuning import TunablePosterior
 from laplace_fiber.weights import Inputs
@@ -168,24 +168,34 @@ class SampledPosterior(TunablePosterior, ABC):
     def _outputs(
         self, groups: Iterable[Float[Tensor, "_ p"]], inputs: Inputs, **model_kwargs: Any
     ) -> Float[Tensor, "s b *c"]:
+        together = self._inputs_together(inputs, **model_kwargs)
         return predictive.sampled_outputs(
-            self.network, groups, inputs, self._recorder, self.enable_backprop, **model_kwargs
+            self.network, groups, inputs, self._recorder, self.enable_backprop, together, **model_kwargs
         )
 
     def _prediction_group(self, inputs: Inputs, n_samples: int, **model_kwargs: Any) -> int:
         """How many samples are evaluated together; found out once for each shape of inputs."""
-        shape = tuple(inputs.shape) if isinstance(inputs, Tensor) else tuple(sorted(inputs))
-        key = (shape, n_samples)
-        if key not in self._prediction_groups:
+        key = ("samples", _shape(inputs), n_samples)
+        if key not in self._together:
+            part = inputs[: self._inputs_together(inputs, **model_kwargs)] if isinstance(inputs, Tensor) else inputs
 
             def run(thetas: Tensor) -> Tensor:
-                return predictive.function_samples(self.network, thetas, inputs, keep_graph=False, **model_kwargs)
+                return predictive.function_samples(self.network, thetas, part, keep_graph=False, **model_kwargs)
 
             with self.network.evaluation():
                 trial = self._require_mean().repeat(min(n_samples, TRIAL_ROWS), 1)
-                size = group_size(self.network, trial, n_samples, inputs, run, **model_kwargs)
-            self._prediction_groups[key] = size
-        return self._prediction_groups[key]
+                self._together[key] = group_size(self.network, trial, n_samples, part, run, **model_kwargs)
+        return cast("int", self._together[key])
+
+    def _inputs_together(self, inputs: Inputs, **model_kwargs: Any) -> int | None:
+        """How many inputs are evaluated together; ``None`` for all. Found out once for each shape."""
+        if self.enable_backprop or model_kwargs:
+            return None
+        key = ("inputs", _shape(inputs))
+        if key not in self._together:
+            with self.network.evaluation():
+                self._together[key] = inputs_together(self.network, self._require_mean(), inputs)
+        return self._together[key]
 
     def _linearised_moments(
         self, x: Inputs, kind: str, joint: bool, link_approx: str, diagonal_output: bool
@@ -223,3 +233,7 @@ class SampledPosterior(TunablePosterior, ABC):
         if joint:
             return outputs.flatten(), output_covariance(jacobian)
         return outputs, output_variance(jacobian)
+
+
+def _shape(x: Inputs) -> tuple[Any, ...]:
+    return tuple(x.shape) if isinstance(x, Tensor) else tuple(sorted(x))

@@ -49,12 +49,15 @@ def sampled_outputs(
     x: Inputs,
     recorder: Recorder,
     keep_graph: bool = False,
+    inputs_together: int | None = None,
     **model_kwargs: Any,
 ) -> Float[Tensor, "s b *c"]:
     """:func:`function_samples` of one group of weight samples after another, in as little memory as there is.
 
     Groups go through ``recorder``; where the first of them takes long, layers below the moving weights are run once.
+    Inputs go through the network ``inputs_together`` at a time, if that is given and no graph is kept.
     """
+    parts = x.split(inputs_together or len(x)) if isinstance(x, Tensor) else ()
 
     def outputs(moving: Sequence[Tensor], fixed: Sequence[Tensor]) -> tuple[Tensor, ...]:
         return (network.many(moving[0], fixed[0]),)
@@ -70,7 +73,8 @@ def sampled_outputs(
             if network.is_part and seconds > WORTH_SETTING_APART:
                 return torch.cat([head("head", outputs, [theta], [x])[0] for theta in thetas.split(1)])
             start = time.perf_counter()
-            result = recorder(fixed_state, outputs, [thetas], [x])[0]
+            results = [recorder(fixed_state, outputs, [thetas], [part])[0] for part in parts]
+            result = results[0] if len(results) == 1 else torch.cat(results, 1)
             seconds = seconds or time.perf_counter() - start
             return result
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.fx import Graph, GraphModule, Node
 from torch.fx.experimental.proxy_tensor import make_fx
 
-aten = torch.ops.aten
+from laplace_fiber.rewrites import simplify
 
 Function: TypeAlias = Callable[[Sequence[Tensor], Sequence[Tensor]], tuple[Tensor, ...]]
 """From moving tensors and fixed ones (the data) to results."""
@@ -49,7 +49,7 @@ class Recorded:
 
         with torch.no_grad():
             whole = make_fx(flat)(*moving, *fixed)
-        _simplify(whole.graph)
+        simplify(whole.graph)
         self._body, head = _split(whole, n_moving)
         self._head: Callable[..., Any] = torch.compile(head, dynamic=False, fullgraph=True) if compiled else head
         self._fixed: tuple[Tensor, ...] = ()
@@ -111,49 +111,6 @@ class Recorder:
             return self._record(function, moving, fixed)
         agrees = (torch.allclose(a, b, 1e-3, 1e-4, equal_nan=True) for a, b in zip(expected, results, strict=True))
         return recorded if all(agrees) else None
-
-
-def _simplify(graph: Graph) -> None:
-    """Leave out operations that change nothing, and join products with the sums that follow them."""
-    for node in list(graph.nodes):
-        if node.op == "call_function" and _changes_nothing(node):
-            node.replace_all_uses_with(node.args[0])
-    graph.eliminate_dead_code()
-    for node in list(graph.nodes):
-        if node.target is aten.add.Tensor and len(node.args) == 2 and not node.kwargs:
-            for bias, product in (node.args, node.args[::-1]):
-                if _is_private_product(product, node) and isinstance(bias, Node) and _dtype(bias) == _dtype(product):
-                    with graph.inserting_before(node):
-                        joined = graph.call_function(aten.baddbmm.default, (bias, *product.args))
-                    joined.meta = dict(node.meta)
-                    node.replace_all_uses_with(joined)
-                    break
-    graph.eliminate_dead_code()
-
-
-def _changes_nothing(node: Node) -> bool:
-    first = node.args[0] if node.args else None
-    if not isinstance(first, Node):
-        return False
-    if node.target in (aten.alias.default, aten.detach.default):
-        return True
-    if node.target in (aten.mul.Scalar, aten.pow.Tensor_Scalar):
-        return bool(node.args[1] == 1) and _dtype(node) == _dtype(first)
-    if node.target in (aten.view.default, aten._unsafe_view.default, aten.expand.default):
-        new, old = node.meta.get("val"), first.meta.get("val")
-        if isinstance(new, Tensor) and isinstance(old, Tensor):
-            return new.shape == old.shape and new.stride() == old.stride()
-    return False
-
-
-def _is_private_product(node: Any, user: Node) -> bool:
-    if not (isinstance(node, Node) and node.target is aten.bmm.default and list(node.users) == [user]):
-        return False
-    return bool(node.meta["val"].shape == user.meta["val"].shape)
-
-
-def _dtype(node: Node) -> Any:
-    return getattr(node.meta.get("val"), "dtype", None)
 
 
 def _split(whole: GraphModule, n_moving: int) -> tuple[GraphModule, GraphModule]:

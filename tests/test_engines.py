@@ -6,7 +6,7 @@ from problems import FAST, classifier, joint_of, loader
 from torch import nn
 
 from laplace_fiber import FiberLaplace, TrajectorySampler, engines, memory
-from laplace_fiber.engines import group_size, in_groups, output_elements
+from laplace_fiber.engines import CACHED_ELEMENTS, group_size, in_groups, output_elements
 from laplace_fiber.weights import NetworkFunction
 
 CPU = torch.device("cpu")
@@ -115,7 +115,7 @@ def test_predictions_survive_too_little_memory(classification, monkeypatch):
 
     monkeypatch.setattr(NetworkFunction, "many", limited)
     la._forget_predictions()
-    la._prediction_groups[(tuple(x.shape), 100)] = 100
+    la._together[("samples", tuple(x.shape), 100)] = 100
     torch.testing.assert_close(la(x), expected)
 
 
@@ -219,3 +219,31 @@ def test_the_walk_on_cuda_is_the_walk_on_the_cpu():
                 TrajectorySampler(n_particles=4, n_steps=3).walk(joint, joint.network.theta(), training).states.cpu()
             )
     torch.testing.assert_close(*ends, rtol=0, atol=1e-6)
+
+
+class Centred(nn.Module):
+    """A network whose outputs depend on all inputs at once."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(3, 2, dtype=torch.float64)
+
+    def forward(self, x):
+        y = self.layer(x)
+        return y - y.mean(0)
+
+
+@pytest.mark.parametrize("apart", [True, False])
+def test_inputs_go_in_parts_that_stay_in_the_cache_unless_they_depend_on_each_other(apart, monkeypatch):
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = Centred() if not apart else nn.Sequential(Centred().layer, nn.Tanh())
+    x = torch.linspace(-1, 1, 300, dtype=torch.float64).reshape(100, 3)
+    la = FiberLaplace(model, "classification", sampler=TrajectorySampler(n_particles=4, n_steps=3), autoencoder=FAST)
+    la.fit(loader(x, torch.arange(100) % 2))
+    whole = la(x)
+    assert la._together[("inputs", tuple(x.shape))] is None
+    monkeypatch.setitem(CACHED_ELEMENTS, "cpu", 70)
+    la._forget_predictions()
+    torch.testing.assert_close(la(x), whole, rtol=1e-12, atol=1e-12)
+    assert la._together[("inputs", tuple(x.shape))] == (17 if apart else None)

@@ -1,0 +1,137 @@
+"""Recorded graphs made shorter, and their small matrix products faster, with the same results up to rounding.
+
+Batched products of matrices with one row, column or inner index are slow in the libraries that compute them: they are
+turned into elementwise products, or transposed so that the short side comes first.
+"""
+
+from __future__ import annotations
+
+from typing import Any, TypeGuard
+
+import torch
+from torch.fx import Graph, Node
+
+from laplace_fiber.graph_nodes import inserted, replace, shape_of, value_of
+from laplace_fiber.pooling import unfold_pooling
+
+aten = torch.ops.aten
+
+THIN, TALL = 4, 64
+"""Products with one column are transposed, and those with at most THIN columns if they have at least TALL rows."""
+
+_PRODUCTS = (aten.bmm.default, aten.baddbmm.default)
+_VIEWS = (aten.view.default, aten._unsafe_view.default)
+_FILLED = {
+    aten.new_zeros.default: 0,
+    aten.zeros_like.default: 0,
+    aten.new_ones.default: 1,
+    aten.ones_like.default: 1,
+}
+
+
+def simplify(graph: Graph) -> None:
+    """Rewrite a graph of batched operations in place. Its nodes carry examples of their values, as make_fx leaves."""
+    for rule in (_drop, _fill, _flip_result, _join, _flip_thin, _multiply, _reshape, _reshape, unfold_pooling, _drop):
+        for node in list(graph.nodes):
+            if node.op == "call_function":
+                rule(node)
+        graph.eliminate_dead_code()
+
+
+def _drop(node: Node) -> None:
+    """Leave out what changes nothing."""
+    same = _same_as(node)
+    if same is not None:
+        node.replace_all_uses_with(same)
+
+
+def _fill(node: Node) -> None:
+    """Constants that take only their shape from a tensor no longer wait for it."""
+    value = value_of(node)
+    if node.target in _FILLED and value is not None and value.is_contiguous():
+        filled = (list(value.shape), _FILLED[node.target])
+        replace(node, aten.full.default, *filled, dtype=value.dtype, device=value.device)
+
+
+def _flip_result(node: Node) -> None:
+    """(A B)ᵀ = Bᵀ Aᵀ, which comes out of the product in the layout that is asked for, unless that makes it thin."""
+    product = node.args[0] if node.args else None
+    if _is_transpose(node) and _is_private_product(product) and shape_of(product)[1] > THIN:
+        a, b = product.args
+        replace(node, aten.bmm.default, _transposed(b, node), _transposed(a, node))
+
+
+def _join(node: Node) -> None:
+    """A product and the sum that follows it become one operation."""
+    if node.target is not aten.add.Tensor or len(node.args) != 2 or node.kwargs:
+        return
+    for bias, product in (node.args, node.args[::-1]):
+        if not _is_private_product(product) or not isinstance(bias, Node) or shape_of(product) != shape_of(node):
+            continue
+        if value_of(bias).dtype == value_of(product).dtype:
+            replace(node, aten.baddbmm.default, bias, *product.args)
+            return
+
+
+def _flip_thin(node: Node) -> None:
+    """A product with few columns as the transpose of one with few rows."""
+    if node.target not in _PRODUCTS or node.kwargs or any(value_of(part).ndim != 3 for part in node.args):
+        return
+    *bias, a, b = node.args
+    _, rows, columns = shape_of(node)
+    if shape_of(b)[1] == 1 or not (columns == 1 < rows or (columns <= THIN and rows >= TALL)):
+        return
+    flipped = inserted(node, node.target, *(_transposed(part, node) for part in (*bias, b, a)))
+    if columns == 1:
+        replace(node, aten.view.default, flipped, list(shape_of(node)))
+    else:
+        result = inserted(node, aten.transpose.int, flipped, 1, 2)
+        replace(node, aten.clone.default, result, memory_format=torch.contiguous_format)
+
+
+def _multiply(node: Node) -> None:
+    """A product over a single inner index is an elementwise one."""
+    if node.target in _PRODUCTS and not node.kwargs and shape_of(node.args[-1])[1] == 1:
+        replace(node, aten.mul.Tensor if node.target is aten.bmm.default else aten.addcmul.default, *node.args)
+
+
+def _reshape(node: Node) -> None:
+    """Transposes of a single row or column are views, and views of views are views."""
+    source = node.args[0] if node.args else None
+    if not isinstance(source, Node) or value_of(node) is None:
+        return
+    flat = _is_transpose(node) and 1 in shape_of(node)[1:]
+    if flat or (node.target in _VIEWS and source.target in _VIEWS):
+        replace(node, aten.view.default, source.args[0] if source.target in _VIEWS else source, list(shape_of(node)))
+
+
+def _same_as(node: Node) -> Any:
+    """The argument that the operation returns as it is, if it does."""
+    first = node.args[0] if node.args else None
+    if not isinstance(first, Node):
+        return None
+    if node.target in (aten.alias.default, aten.detach.default):
+        return first
+    if node.target is first.target is aten.transpose.int and node.args[1:] == first.args[1:]:
+        return first.args[0]
+    new, old = value_of(node), value_of(first)
+    if new is None or old is None:
+        return None
+    if node.target in (aten.mul.Scalar, aten.pow.Tensor_Scalar):
+        return first if node.args[1] == 1 and new.dtype == old.dtype else None
+    is_copy = node.target is aten.clone.default and _is_private_product(first)
+    if is_copy or node.target in (*_VIEWS, aten.expand.default):
+        return first if new.shape == old.shape and new.stride() == old.stride() else None
+    return None
+
+
+def _is_transpose(node: Node) -> bool:
+    return node.target is aten.transpose.int and node.args[1:] == (1, 2) and value_of(node).ndim == 3
+
+
+def _is_private_product(node: Any) -> TypeGuard[Node]:
+    return isinstance(node, Node) and node.target is aten.bmm.default and len(node.users) == 1
+
+
+def _transposed(node: Any, before: Node) -> Node:
+    return node.args[0] if _is_transpose(node) else inserted(before, aten.transpose.int, node, 1, 2)

@@ -1,0 +1,101 @@
+"""Rewritten graphs against the functions they were recorded from."""
+
+import pytest
+import torch
+from torch import nn
+from torch.fx.experimental.proxy_tensor import make_fx
+from torch.nn import functional
+
+from laplace_fiber.rewrites import simplify
+
+aten = torch.ops.aten
+
+
+def rewritten(function, *args):
+    graph = make_fx(function)(*args)
+    before = {n.target for n in graph.graph.nodes if n.op == "call_function"}
+    simplify(graph.graph)
+    graph.recompile()
+    return graph, before, {n.target for n in graph.graph.nodes if n.op == "call_function"}
+
+
+def draws(*shapes):
+    generator = torch.Generator().manual_seed(0)
+    return [torch.randn(shape, generator=generator, dtype=torch.float64) for shape in shapes]
+
+
+@pytest.mark.parametrize(
+    ("pooling", "gone"),
+    [
+        (nn.MaxPool2d(2), {aten.max_pool2d_with_indices.default, aten.max_pool2d_with_indices_backward.default}),
+        (nn.MaxPool2d((2, 3)), {aten.max_pool2d_with_indices.default, aten.max_pool2d_with_indices_backward.default}),
+        (nn.AvgPool2d(2), {aten.avg_pool2d.default, aten.avg_pool2d_backward.default}),
+        (nn.AvgPool2d((3, 1)), {aten.avg_pool2d.default, aten.avg_pool2d_backward.default}),
+        (nn.MaxPool2d(3, 2), set()),
+        (nn.MaxPool2d(2, padding=1), set()),
+        (nn.MaxPool2d(2, ceil_mode=True), set()),
+        (nn.MaxPool2d(2, dilation=2), set()),
+        (nn.AvgPool2d(2, divisor_override=3), set()),
+        (nn.AvgPool2d(2, ceil_mode=True), set()),
+        (nn.AvgPool2d(2, padding=1), set()),
+    ],
+)
+@pytest.mark.parametrize("shape", [(3, 2, 6, 6), (2, 7, 8), (2, 3, 5, 7)])
+def test_pooling_and_its_derivative_stay_the_same(pooling, gone, shape):
+    """With ties, whose first place takes the derivative, and with rows and columns left over at the end."""
+    (x,) = draws(shape)
+    x = x.relu()
+    (weights,) = draws(pooling(x).shape)
+
+    def value_and_gradient(x, weights):
+        x = x.detach().requires_grad_()
+        y = pooling(x)
+        return y.detach(), torch.autograd.grad((y * weights).sum(), x)[0]
+
+    graph, before, after = rewritten(value_and_gradient, x, weights)
+    assert gone <= before
+    assert not gone & after
+    assert gone or before & after & {aten.max_pool2d_with_indices.default, aten.avg_pool2d.default}
+    for again in (x, x.flip(-1)):
+        for new, old in zip(graph(again, weights), value_and_gradient(again, weights), strict=True):
+            torch.testing.assert_close(new, old, rtol=1e-14, atol=1e-14)
+
+
+def test_pooling_whose_places_are_asked_for_is_left_alone():
+    (x,) = draws((2, 2, 4, 4))
+    graph, _, after = rewritten(lambda x: functional.max_pool2d(x, 2, return_indices=True), x)
+    assert aten.max_pool2d_with_indices.default in after
+    for new, old in zip(graph(x), functional.max_pool2d(x, 2, return_indices=True), strict=True):
+        assert torch.equal(new, old)
+
+
+@pytest.mark.parametrize("rows", [2, 100])
+@pytest.mark.parametrize(("inner", "columns"), [(1, 5), (5, 1), (5, 3), (1, 1), (7, 6)])
+@pytest.mark.parametrize("biased", [False, True])
+def test_products_of_every_shape_stay_the_same(rows, inner, columns, biased):
+    """Also where they are followed by a transpose, as the gradients of weights are."""
+    a, b, bias = draws((4, rows, inner), (4, columns, inner), (4, 1, columns))
+
+    def function(a, b, bias):
+        product = torch.bmm(a, b.transpose(1, 2))
+        product = bias + product if biased else product
+        turned = torch.bmm(product.transpose(1, 2), a).transpose(1, 2)
+        return product.tanh().reshape(4, -1), turned.contiguous().view(4, -1), turned.transpose(1, 2)
+
+    graph, _, after = rewritten(function, a, b, bias)
+    for new, old in zip(graph(a, b, bias), function(a, b, bias), strict=True):
+        torch.testing.assert_close(new, old, rtol=1e-13, atol=1e-13)
+    if inner == 1:
+        assert after & {aten.addcmul.default, aten.mul.Tensor}
+
+
+def test_constants_and_detours_go():
+    (x,) = draws((3, 1, 4))
+
+    def function(x):
+        y = torch.ones_like(x) * x.transpose(1, 2).view(3, 2, 2).view(3, 4, 1).transpose(1, 2).transpose(1, 2)[:, :1]
+        return y + x.new_zeros(3, 1, 4)
+
+    graph, _, after = rewritten(function, x)
+    assert torch.equal(graph(x), function(x))
+    assert not after & {aten.ones_like.default, aten.new_zeros.default, aten.transpose.int}
