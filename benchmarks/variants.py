@@ -12,19 +12,27 @@ from torch import nn
 
 from benchmarks.datasets import Dataset
 from benchmarks.methods import FULL, Effort, Fitted, Method, fiber_info, fit_posterior, weight_sampler
-from laplace_fiber import FiberLaplace, FixedRefinement, LatentAutoencoder, RefineToLevel, TrajectorySampler
+from laplace_fiber import (
+    FiberLaplace,
+    FixedRefinement,
+    LatentAutoencoder,
+    RefineToLevel,
+    TrajectorySampler,
+    typical_set_walk,
+)
 from laplace_fiber.paths import PosteriorForm
 
 
 @dataclass(frozen=True)
 class Variant:
-    """What differs from the defaults; ``reach`` counts prior radii."""
+    """What differs from the defaults, or from those of the typical-set walk; ``reach`` counts prior radii."""
 
     walk: dict[str, Any] = field(default_factory=dict)
     autoencoder: dict[str, Any] = field(default_factory=dict)
     prior_precision: float = 1.0
     reach: float | None = None
     posterior: PosteriorForm = "latent"
+    typical_set: bool = False
 
 
 _PAPER_DECODER = {"closed_form": False, "n_steps": 1500, "batch_size": 256, "learning_rate": 1e-3}
@@ -49,6 +57,11 @@ VARIANTS = {
     "latent-size-8": Variant(autoencoder={"latent_size": 8}),
     "lambda-minus-0.1": Variant(autoencoder={"lambda_minus": 0.1}),
     "decoder-by-gradients": Variant(autoencoder=_PAPER_DECODER),
+    "typical": Variant(typical_set=True),
+    "typical-states": Variant(typical_set=True, posterior="states"),
+    "typical-cold": Variant({"thermal": None}, typical_set=True),
+    "typical-precision-0.1": Variant(typical_set=True, prior_precision=0.1),
+    "typical-precision-10": Variant(typical_set=True, prior_precision=10.0),
 }
 
 
@@ -58,13 +71,14 @@ def fit_variant(
     """FiberLaplace with the variant's settings, as fitted: nothing is chosen on validation data."""
     n_params = sum(p.numel() for p in model.parameters())
     reach = None if variant.reach is None else variant.reach * math.sqrt(n_params / variant.prior_precision)
+    walk = typical_set_walk if variant.typical_set else TrajectorySampler
     la = FiberLaplace(
         copy.deepcopy(model),
         dataset.likelihood,
         sigma_noise=sigma,
         prior_precision=variant.prior_precision,
         posterior=variant.posterior,
-        sampler=TrajectorySampler(**{"seed": seed, "reach": reach, **variant.walk, **effort.walk}),
+        sampler=walk(**{"seed": seed, "reach": reach, **variant.walk, **effort.walk}),
         autoencoder=LatentAutoencoder(**{"seed": seed, **variant.autoencoder, **effort.autoencoder}),
     )
     fitted = fit_posterior(la, weight_sampler(la, seed, effort), dataset, choose=lambda: None)

@@ -8,15 +8,17 @@ from laplace_fiber import baselines
 from laplace_fiber.checkpoint import Checkpoint
 from laplace_fiber.comparison import Comparison, compare
 from laplace_fiber.curvature import LanczosGGN, low_rank_laplace
+from laplace_fiber.effective_dimension import EffectiveDimension
 from laplace_fiber.fiber import FiberLaplace
 from laplace_fiber.fit_report import FitReport
 from laplace_fiber.flavours import LastLayerFiber
 from laplace_fiber.latent import LatentAutoencoder
-from laplace_fiber.paths import PositionLaw, UniformPosition
+from laplace_fiber.paths import EndPosition, PositionLaw, UniformPosition
 from laplace_fiber.posterior import SampledPosterior
-from laplace_fiber.refinement import FixedRefinement, Refinement, RefineToLevel
+from laplace_fiber.refinement import FixedRefinement, Refinement, RefineToLevel, RefineToTypicalSet
 from laplace_fiber.subspace import BasisStorage
-from laplace_fiber.trajectories import TrajectorySampler
+from laplace_fiber.thermal import Thermalisation
+from laplace_fiber.trajectories import TrajectorySampler, typical_set_walk
 
 __version__ = "0.1.0"
 
@@ -24,6 +26,8 @@ __all__ = [
     "BasisStorage",
     "Checkpoint",
     "Comparison",
+    "EffectiveDimension",
+    "EndPosition",
     "FiberLaplace",
     "FitReport",
     "FixedRefinement",
@@ -32,11 +36,14 @@ __all__ = [
     "LatentAutoencoder",
     "PositionLaw",
     "RefineToLevel",
+    "RefineToTypicalSet",
     "Refinement",
     "SampledPosterior",
+    "Thermalisation",
     "TrajectorySampler",
     "UniformPosition",
     "baselines",
     "compare",
     "low_rank_laplace",
+    "typical_set_walk",
 ]

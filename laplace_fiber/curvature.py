@@ -111,14 +111,35 @@ class SubspaceCurvature:
         H is the factor, one value or one per output. Differentiable in both arguments.
         """
         tau, factor = prior_precision.double(), factor.double()
-        scalar = bool((tau == tau[0]).all())
-        if scalar and len(self.ggn) == 1:
+        if self._is_diagonal(tau):
             return torch.log1p(factor * self._eigenvalues / tau.mean()).sum()
-        scaled = (factor[:, None, None] * self.ggn).sum(0)
-        prior = tau.mean() * torch.eye(len(scaled), dtype=tau.dtype, device=tau.device) if scalar else self._prior(tau)
+        scaled, prior = self._scaled(factor), self._prior(tau)
         return torch.logdet(scaled + prior) - torch.logdet(prior)
 
+    def effective_dimension(
+        self, prior_precision: Float[Tensor, " p"], factor: Float[Tensor, " #o"]
+    ) -> Float[Tensor, ""]:
+        """tr[H V G Vᵀ (H V G Vᵀ + V diag(τ) Vᵀ)⁻¹], the effective number of parameters of a posterior in the subspace.
+
+        For one τ it is Σ λ/(λ + τ) over the eigenvalues of H V G Vᵀ. Differentiable in both arguments.
+        """
+        tau, factor = prior_precision.double(), factor.double()
+        if self._is_diagonal(tau):
+            curvature = factor * self._eigenvalues
+            return (curvature / (curvature + tau.mean())).sum()
+        scaled = self._scaled(factor)
+        return torch.linalg.solve(scaled + self._prior(tau), scaled).trace()
+
+    def _is_diagonal(self, tau: Float[Tensor, " p"]) -> bool:
+        """Whether the eigenvectors of V G Vᵀ are those of the posterior's precision."""
+        return len(self.ggn) == 1 and bool((tau == tau[0]).all())
+
+    def _scaled(self, factor: Float[Tensor, " #o"]) -> Float[Tensor, "r r"]:
+        return (factor[:, None, None] * self.ggn).sum(0)
+
     def _prior(self, tau: Float[Tensor, " p"]) -> Float[Tensor, "r r"]:
+        if bool((tau == tau[0]).all()):
+            return tau.mean() * torch.eye(len(self.basis), dtype=tau.dtype, device=tau.device)
         total = torch.zeros(len(self.basis), len(self.basis), dtype=torch.float64, device=tau.device)
         for columns, block in column_blocks(self.basis, torch.float64):
             total += (block * tau[columns]) @ block.T

@@ -51,7 +51,7 @@ class Counts:
 
 
 class Level:
-    """A drift's batch with the MAP's loss on it, from which excess is counted."""
+    """A drift's batch with the loss on it from which excess is counted: that of the MAP, or of a minimum near it."""
 
     def __init__(self, joint: LogJoint, batch: Batch, origin: Float[Tensor, " p"]) -> None:
         self.batch = batch
@@ -78,14 +78,23 @@ class Descent:
         self.joint, self.refinement, self.kind, self.recorder = joint, refinement, kind, recorder
         self.counts = Counts()
 
-    def refine(self, level: Level, progress: float, theta: Float[Tensor, "n p"], eta: Float[Tensor, " n"]) -> Particles:
-        """Descend from drifted weights until the refinement asks for no more."""
+    def refine(
+        self,
+        level: Level,
+        progress: float,
+        theta: Float[Tensor, "n p"],
+        eta: Float[Tensor, " n"],
+        normal: Float[Tensor, " n"] | float = 0.0,
+        effective_dimension: float | None = None,
+    ) -> Particles:
+        """Descend from drifted weights until the refinement asks for no more; arguments as in ``Refining``."""
         now = self._evaluated(level.batch, theta, eta)
         self.counts.evaluated += len(theta)
         parities = [torch.tensor(short, device=theta.device) for short in (True, False)]
         for step in range(self.refinement.max_steps):
             excess = now.data_term - level.data_term
-            at = Refining(step, excess, progress, self.joint.n_data, theta.shape[1])
+            n_data, n_params = self.joint.n_data, theta.shape[1]
+            at = Refining(step, excess, progress, n_data, n_params, normal, effective_dimension)
             active = now.finite & self.refinement.wants_more(at)
             n_active = int(active.sum())
             if n_active == 0:

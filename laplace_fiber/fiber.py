@@ -14,13 +14,14 @@ from torch import Tensor, nn
 from laplace_fiber.curvature import SubspaceCurvature, subspace_ggn
 from laplace_fiber.data import TrainingData
 from laplace_fiber.distributed import Ranks
+from laplace_fiber.effective_dimension import PROBES, EffectiveDimension
 from laplace_fiber.fiber_fit import FiberFit
 from laplace_fiber.fit_report import FitReport, report_on
 from laplace_fiber.fitting import BatchChoice
 from laplace_fiber.latent import LatentAutoencoder
 from laplace_fiber.log_joint import LogJoint
 from laplace_fiber.memory import available_bytes
-from laplace_fiber.paths import FORMS, PositionLaw, PosteriorForm, UniformPosition
+from laplace_fiber.paths import FORMS, EndPosition, PositionLaw, PosteriorForm, UniformPosition
 from laplace_fiber.posterior import SampledPosterior
 from laplace_fiber.trajectories import TrajectorySampler
 from laplace_fiber.weights import Subset
@@ -52,7 +53,8 @@ backend, backend_kwargs, asdl_fisher_kwargs
         ``"latent"`` (decoded latent lines), ``"states"`` (the walk's own states, joined linearly), ``"line"`` (straight
         lines to the last states) or ``"gaussian"`` (the states' mean and covariance). May be set again after fit.
     position
-        How far along its trajectory a sample lies.
+        How far along its trajectory a sample lies; by default anywhere, or at the ends of trajectories whose lengths
+        follow the prior.
     subset
         ``"all"``, ``"last_layer"``, a list of module names, or a vector of indices into all trainable weights.
     subnetwork_indices
@@ -88,7 +90,8 @@ backend, backend_kwargs, asdl_fisher_kwargs
         self.sampler = sampler or TrajectorySampler()
         super().__init__(model, likelihood, *args, subset=subset, **kwargs)
         self.autoencoder = autoencoder or LatentAutoencoder()
-        self.position = position or UniformPosition()
+        at_end = self.sampler.lengths == "prior"
+        self.position = position or (EndPosition() if at_end else UniformPosition())
         self.posterior = posterior
         self.report: FitReport | None = None
         self._fitted: FiberFit | None = None
@@ -217,11 +220,16 @@ backend, backend_kwargs, asdl_fisher_kwargs
         if sigma_noise is not None:
             self.check_noise_applies(sigma_noise)
             self.sigma_noise = sigma_noise
-        curvature = self._subspace_curvature()
-        factor = self._H_factor.expand(len(curvature.ggn)) if self._H_factor.ndim == 0 else self._H_factor
-        ratio = curvature.log_determinant_ratio(self.prior_precision_diag, factor)
+        ratio = self._subspace_curvature().log_determinant_ratio(self.prior_precision_diag, self._H_factor.reshape(-1))
         evidence: Tensor = self.log_likelihood - 0.5 * self.scatter - 0.5 * ratio.to(self._require_mean())
         return evidence
+
+    def effective_dimension(self, rank: int | None = None, probes: int = PROBES) -> EffectiveDimension:
+        """As for every posterior, with the number for the posterior in the walk's subspace alone (``in_subspace``)."""
+        result = super().effective_dimension(rank, probes)
+        curvature = self._subspace_curvature()
+        inside = curvature.effective_dimension(self.prior_precision_diag, self._H_factor.reshape(-1))
+        return replace(result, in_subspace=float(inside), subspace_rank=len(curvature.basis))
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that predictions need, as tensors, numbers, strings and lists of them.

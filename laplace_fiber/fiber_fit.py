@@ -12,7 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from laplace_fiber.latent import LatentLines
-from laplace_fiber.paths import Curves, PositionLaw, PosteriorForm, StraightLines, WalkCurves
+from laplace_fiber.paths import Curves, PositionLaw, PosteriorForm, StraightLines, WalkCurves, shuffled_rows
 from laplace_fiber.subspace import Subspace
 
 REACH_TOLERANCE = 0.05
@@ -68,11 +68,14 @@ class FiberFit:
     def draw(
         self, form: PosteriorForm, law: PositionLaw, upto: float, n_samples: int, generator: torch.Generator
     ) -> Float[Tensor, "s r"]:
-        """Coordinates of independent samples, with positions from the law shortened to [0, upto]."""
+        """Coordinates of samples, with positions from the law shortened to [0, upto].
+
+        Every trajectory is drawn as often as any other, or once more.
+        """
         if form == "gaussian":
             return self._draw_gaussian(law, upto, n_samples, generator)
         device = generator.device
-        trajectory = torch.randint(len(self.states), (n_samples,), generator=generator, device=device)
+        trajectory = shuffled_rows(len(self.states), n_samples, generator)
         s = upto * law.quantile(torch.rand(n_samples, generator=generator, device=device))
         return self._curves(form).coordinates(trajectory, s.to(self.states))
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import torch
@@ -12,9 +13,9 @@ from torch import Tensor
 from laplace_fiber.data import Batch, TrainingData
 from laplace_fiber.latent import LatentLines
 from laplace_fiber.log_joint import LogJoint
+from laplace_fiber.measured import Measured
 from laplace_fiber.paths import WalkCurves
 from laplace_fiber.recording import Recorder
-from laplace_fiber.subspace import Subspace
 from laplace_fiber.trajectories import Trajectories
 
 POINTS, FEWEST = 1000, 64
@@ -66,6 +67,11 @@ class FitReport:
         The scalar τ at which the trained weights are closest to a minimum of J; None if no positive one is.
     common_displacement
         Mean displacement of all particles over the reach; independent drifts leave about 1/√n_particles.
+    excess, effective_dimension
+        Mean excess of the negative log-likelihood at the walk's end, in nats, and for a walk to the typical set the
+        effective number of parameters, half of which is the excess to expect.
+    acceptance
+        Of the last trajectory of a thermalisation; NaN without one.
     """
 
     objective_map: float
@@ -89,12 +95,20 @@ class FitReport:
     gradient_imbalance: float
     balanced_prior_precision: float | None
     common_displacement: float
+    excess: float = math.nan
+    effective_dimension: float | None = None
+    acceptance: float = math.nan
     warnings: tuple[str, ...] = field(default=())
 
     @property
     def nll_increase(self) -> float:
         """Mean loss along the walk minus the MAP's."""
         return sum(self.nll_walk) / len(self.nll_walk) - self.nll_map
+
+    @property
+    def expected_excess(self) -> float | None:
+        """Half the effective number of parameters."""
+        return None if self.effective_dimension is None else 0.5 * self.effective_dimension
 
     @property
     def decoded_gap(self) -> float:
@@ -132,6 +146,17 @@ class FitReport:
                 f"{self.rejected_share:.0%} of refinement steps raised the objective and were taken back: use a larger "
                 "batch or a float64 model."
             )
+        if self.acceptance < 0.4:
+            found.append(
+                f"{1 - self.acceptance:.0%} of the last Hamiltonian trajectories were rejected: particles have not "
+                "reached the typical set; allow more trajectories (thermal), or use a float64 model."
+            )
+        expected = self.expected_excess
+        if expected is not None and self.excess > 2 * max(expected, 1.0):
+            found.append(
+                f"The walk ends {self.excess:.3g} nats above the minimum of J, where {expected:.3g} are expected: "
+                "allow more refinement steps or drifts, or more trajectories (thermal)."
+            )
         return found + list(self.warnings)
 
     def __str__(self) -> str:
@@ -153,6 +178,13 @@ class FitReport:
             f"  trained weights: gradient norm {self.gradient_norm:.3g} (imbalance {self.gradient_imbalance:.2f}), "
             f"particles' common displacement {self.common_displacement:.2f} of the reach",
         ]
+        if self.expected_excess is not None:
+            lines.append(
+                f"  effective parameters {self.effective_dimension:.3g}: training loss at the walk's end "
+                f"{self.excess:.3g} nats above the minimum of J, {self.expected_excess:.3g} expected"
+            )
+        if not math.isnan(self.acceptance):
+            lines.append(f"  Hamiltonian moves at its end: acceptance {self.acceptance:.2f}")
         return "\n".join(lines + [f"  ! {sentence}" for sentence in self.advice()])
 
 
@@ -166,9 +198,9 @@ def report_on(joint: LogJoint, walk: Trajectories, lines: LatentLines, data: Tra
     trajectory = torch.arange(n, device=states.device).repeat(len(POSITIONS))
     s = torch.tensor(POSITIONS, device=states.device, dtype=states.dtype).repeat_interleave(n)
     recorders = [Recorder(0 if joint.network.is_part else NEVER) for _ in batch.blocks]
-    on_walk = _Measured(joint, walk.subspace, WalkCurves(states).coordinates(trajectory, s), batch, recorders)
-    decoded = _Measured(joint, walk.subspace, lines.coordinates(trajectory, s), batch, recorders)
-    trained = _Measured(joint, walk.subspace, states[0, :1], batch, recorders)
+    on_walk = Measured(joint, walk.subspace, WalkCurves(states).coordinates(trajectory, s), batch, recorders)
+    decoded = Measured(joint, walk.subspace, lines.coordinates(trajectory, s), batch, recorders)
+    trained = Measured(joint, walk.subspace, states[0, :1], batch, recorders)
 
     def by_position(values: Tensor) -> tuple[float, ...]:
         return tuple(values.view(len(POSITIONS), n).mean(1).tolist())
@@ -200,6 +232,9 @@ def report_on(joint: LogJoint, walk: Trajectories, lines: LatentLines, data: Tra
         gradient_imbalance=imbalance,
         balanced_prior_precision=balanced,
         common_displacement=walk.common_displacement,
+        excess=walk.excess,
+        effective_dimension=walk.effective_dimension,
+        acceptance=walk.acceptance,
         warnings=tuple(_warnings(walk, imbalance, balanced, lost, len(states))),
     )
 
@@ -251,39 +286,3 @@ def _predictive_gap(joint: LogJoint, on_walk: Tensor, decoded: Tensor) -> float:
     if joint.likelihood == "regression":
         return float((difference / joint.sigma_noise).mean())
     return float(0.5 * difference.sum(-1).mean())
-
-
-class _Measured:
-    """Objective and loss at each of some points of a subspace, and their averaged prediction of the first block.
-
-    One recorder for each block of the batch: layers below the moving weights run once.
-    """
-
-    def __init__(
-        self,
-        joint: LogJoint,
-        subspace: Subspace,
-        coordinates: Float[Tensor, "k r"],
-        batch: Batch,
-        recorders: Sequence[Recorder],
-    ) -> None:
-        def outputs_of(moving: Sequence[Tensor], fixed: Sequence[Tensor]) -> tuple[Tensor, ...]:
-            return (joint.network.many(moving[0], fixed[0]),)
-
-        objective, nll = [], []
-        total: Tensor = torch.zeros((), device=coordinates.device)
-        scale = joint.n_data / (joint.temperature * batch.size)
-        for theta in subspace.weight_groups(coordinates, joint.chunk_size or len(coordinates)):
-            data_term = theta.new_zeros(len(theta))
-            for i, (recorder, (x, y)) in enumerate(zip(recorders, batch.blocks, strict=True)):
-                with torch.no_grad():
-                    if isinstance(x, Tensor):
-                        outputs = recorder("outputs", outputs_of, [theta], [x])[0]
-                    else:
-                        outputs = joint.network.many(theta, x)
-                data_term += scale * joint.loss_of(outputs, y)
-                if i == 0:
-                    total = total + (outputs if joint.likelihood == "regression" else outputs.softmax(-1)).sum(0)
-            objective.append((data_term + joint.prior_energy(theta)) / joint.n_data)
-            nll.append(joint.nll_of(data_term, batch))
-        self.objective, self.nll, self.prediction = torch.cat(objective), torch.cat(nll), total / len(coordinates)

@@ -13,6 +13,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from laplace_fiber.data import TrainingData
+from laplace_fiber.effective_dimension import PROBES, EffectiveDimension, effective_dimension
 from laplace_fiber.host import HostedPosterior
 from laplace_fiber.log_joint import LogJoint, check_shapes
 
@@ -98,6 +99,31 @@ class FittedPosterior(HostedPosterior, ABC):
         self.mean = theta
         for message in self.fit_warnings():
             warnings.warn(message, stacklevel=2)
+
+    def effective_dimension(self, rank: int | None = None, probes: int = PROBES) -> EffectiveDimension:
+        """How many directions of the moving weights the training data determine, against the prior: Σ λ/(λ + τ).
+
+        λ are the eigenvalues of the Gauss-Newton matrix at the trained weights. Takes the present ``prior_precision``,
+        ``sigma_noise`` and ``temperature``, whatever those of the fit. Passes over the training data, for networks of
+        more than 3,000 weights (and data points times outputs) hundreds of times.
+
+        Parameters
+        ----------
+        rank, probes
+            Of large networks: see :func:`laplace_fiber.effective_dimension.effective_dimension`.
+
+        Raises
+        ------
+        RuntimeError
+            Not fitted, or the training data are not at hand, as after ``load_state_dict``.
+        """
+        theta = self._require_mean()
+        if self._data is None:
+            raise RuntimeError(
+                "effective_dimension: expected the training data of a fit, got a loaded state, which has none; call "
+                "fit(train_loader) first."
+            )
+        return effective_dimension(self._joint(self._data.n_data), theta, self._data, self.seed, rank, probes)
 
     def _hosted_state(self) -> dict[str, Any]:
         return {**super()._hosted_state(), "diagnostics": dict(self.diagnostics)}

@@ -39,6 +39,15 @@ class UniformPosition:
         return u
 
 
+@dataclass(frozen=True)
+class EndPosition:
+    """s = 1: the trajectories' ends, for walks whose lengths follow the prior and which end in the typical set."""
+
+    def quantile(self, u: Float[Tensor, " s"]) -> Float[Tensor, " s"]:
+        """1 everywhere."""
+        return torch.ones_like(u)
+
+
 @runtime_checkable
 class Curves(Protocol):
     """Curves c(i, s) in the walk's subspace, one per trajectory."""
@@ -72,3 +81,9 @@ class StraightLines:
     def coordinates(self, trajectory: Int[Tensor, " s"], s: Float[Tensor, " s"]) -> Float[Tensor, "s r"]:
         """The share s of the way (the MAP has coordinates zero)."""
         return s.to(self.states)[:, None] * self.states[trajectory, -1]
+
+
+def shuffled_rows(k: int, n: int, generator: torch.Generator) -> Int[Tensor, " n"]:
+    """n indices below k, each as often as any other, or once more."""
+    passes = [torch.randperm(k, generator=generator, device=generator.device) for _ in range(-(-n // k))]
+    return torch.cat(passes)[:n]

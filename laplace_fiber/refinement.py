@@ -23,6 +23,11 @@ class Refining(NamedTuple):
         Share of the walk's drifts done, t/T.
     n_data, n_params
         Size of the data and number of moving weights.
+    normal
+        One standard normal number per particle, the same at every drift.
+    effective_dimension
+        Effective number of parameters of the posterior whose prior has the share t/T of the walk's reach; only given to
+        :class:`RefineToTypicalSet` and its subclasses.
     """
 
     step: int
@@ -30,6 +35,8 @@ class Refining(NamedTuple):
     progress: float
     n_data: int
     n_params: int
+    normal: Float[Tensor, " n"] | float = 0.0
+    effective_dimension: float | None = None
 
 
 @runtime_checkable
@@ -89,3 +96,38 @@ class RefineToLevel:
         """Those above the level, and all during the first ``min_steps``."""
         level = self.nats_per_parameter * min(at.n_data, at.n_params) * at.progress
         return (at.excess > level) | (at.step < self.min_steps)
+
+
+@dataclass(frozen=True)
+class RefineToTypicalSet:
+    """Refine until the training loss is back where samples of the posterior have it.
+
+    Under a Gaussian posterior with effective number of parameters d, twice the excess of the negative log-likelihood
+    over its value at the minimum of J is a draw of χ²(d), to first order. Each particle has its own draw, by Wilson and
+    Hilferty's (1931) transformation of one normal number; after the share s of the walk d is that of the prior with
+    s times the reach, Σ λ/(λ + τ/s²).
+
+    Parameters
+    ----------
+    max_steps
+        Refinement steps per drift that no particle exceeds.
+    """
+
+    max_steps: int = 60
+
+    def __post_init__(self) -> None:
+        if self.max_steps < 0:
+            raise ValueError(f"max_steps: expected 0 or more refinement steps, got {self.max_steps}.")
+
+    def wants_more(self, at: Refining) -> Bool[Tensor, " n"]:
+        """Those above their level."""
+        if at.effective_dimension is None:
+            raise ValueError("RefineToTypicalSet: expected at.effective_dimension, got None; a walk computes it.")
+        return at.excess > self.level(at.effective_dimension, at.normal)
+
+    @staticmethod
+    def level(dimension: float, normal: Float[Tensor, " n"] | float) -> Float[Tensor, " n"]:
+        """½ χ² with ``dimension`` degrees of freedom at the quantile of the given normal numbers, in nats."""
+        spread = 2 / (9 * max(dimension, 1e-6))
+        root = 1 - spread + torch.as_tensor(normal) * spread**0.5
+        return 0.5 * dimension * root.clamp(min=0) ** 3

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float
@@ -19,8 +19,9 @@ from laplace_fiber.checkpoint import Checkpoint
 from laplace_fiber.data import TrainingData
 from laplace_fiber.descent import DescentKind
 from laplace_fiber.log_joint import LogJoint
-from laplace_fiber.refinement import Refinement, RefineToLevel
+from laplace_fiber.refinement import Refinement, RefineToLevel, RefineToTypicalSet
 from laplace_fiber.subspace import BasisStorage, Subspace
+from laplace_fiber.thermal import Thermalisation
 from laplace_fiber.walk import Walk, normal
 
 
@@ -51,6 +52,13 @@ class Trajectories:
         ‖∇J(θ_MAP)‖.
     group_size
         How many particles were evaluated together.
+    acceptance
+        Of the last trajectory of the thermalisation, mean over particles; NaN without one.
+    effective_dimension
+        Effective number of parameters that the walk's levels were drawn with; None for other refinements.
+    excess
+        Mean of H Σ ℓ at the walk's end over that at the MAP (for :class:`RefineToTypicalSet`: at the minimum of J near
+        it), in nats; on the batch that follows the last one.
     common_displacement
         Length of the mean displacement of all particles at the walk's end, as a share of the reach. Independent drifts
         leave about 1/√n; more is a pull that all particles share, such as that of a network not at a minimum of J.
@@ -66,6 +74,9 @@ class Trajectories:
     reach: float
     gradient_norm: float
     group_size: int
+    acceptance: float
+    effective_dimension: float | None
+    excess: float
     common_displacement: float
 
     @property
@@ -86,8 +97,14 @@ class TrajectorySampler:
         Number of drifts per trajectory (the paper's T).
     reach
         Total drift length α·T. ``None`` takes the prior's radius √(Σ 1/τ), so that the free spread follows the prior.
+    lengths
+        ``"fixed"``: all trajectories have the length ``reach``. ``"prior"``: each has that of its own draw from the
+        prior, ``reach`` in the root mean square, so that their ends lie as the prior has them.
     refinement
         When a particle stops refining after a drift.
+    thermal
+        Hamiltonian moves at the walk's end, which take particles from low loss into the posterior's typical set. They
+        need exact gradients: with batches of a loader they are left out, with a warning.
     step_size
         First η, on J/n_data. ``None`` takes 1/λ_max(∇²J/n_data) at the MAP.
     descent
@@ -120,7 +137,9 @@ class TrajectorySampler:
     n_particles: int = 32
     n_steps: int = 40
     reach: float | None = None
+    lengths: Literal["fixed", "prior"] = "fixed"
     refinement: Refinement = field(default_factory=RefineToLevel)
+    thermal: Thermalisation | None = None
     step_size: float | None = None
     descent: DescentKind = "spectral"
     batch: Literal["auto", "full", "loader"] = "auto"
@@ -140,6 +159,8 @@ class TrajectorySampler:
             value = getattr(self, name)
             if value is not None and not (value > 0 and math.isfinite(value)):
                 raise ValueError(f"{name}: expected a positive number or None, got {value}.")
+        if self.lengths not in ("fixed", "prior"):
+            raise ValueError(f"lengths: expected 'fixed' or 'prior', got {self.lengths!r}.")
         for name, choices in (("batch", ("auto", "full", "loader")), ("descent", ("plain", "monotone", "spectral"))):
             if getattr(self, name) not in choices:
                 raise ValueError(f"{name}: expected one of {choices}, got {getattr(self, name)!r}.")
@@ -147,13 +168,17 @@ class TrajectorySampler:
             raise ValueError(f"autocast: expected torch.bfloat16, torch.float16 or None, got {self.autocast}.")
 
     def directions(self, prior_precision: Float[Tensor, " p"], particles: slice = slice(None)) -> Float[Tensor, "n p"]:
-        """Unit drift directions v ∝ N(0, diag(1/τ)): uniform on the sphere when τ is one number, as in the paper."""
+        """Drift directions v ∝ N(0, diag(1/τ)): uniform on the sphere when τ is one number, as in the paper.
+
+        They are unit vectors, or with ``lengths="prior"`` of mean square length 1.
+        """
         p, scale = prior_precision.numel(), prior_precision.rsqrt()
+        radius = (1 / prior_precision).sum().sqrt()
         chosen = range(self.n_particles)[particles]
         rows = prior_precision.new_empty(len(chosen), p)
         for row, i in zip(rows, chosen, strict=True):
             row.copy_(normal(p, self.seed, i)).mul_(scale)
-            row /= torch.linalg.vector_norm(row)
+            row /= radius if self.lengths == "prior" else torch.linalg.vector_norm(row)
         return rows
 
     def walk(
@@ -177,3 +202,19 @@ class TrajectorySampler:
         """
         walk = Walk(self, joint, origin, data)
         return Trajectories(**walk.run(progress_bar))
+
+
+def typical_set_walk(**settings: Any) -> TrajectorySampler:
+    """The walk whose settings follow from the posterior: it ends in the typical set of exp(−J).
+
+    Trajectories have lengths of the prior, are refined to the losses that the effective number of parameters implies,
+    and end with a few Hamiltonian moves. ``settings`` override those of this preset.
+    """
+    preset: dict[str, Any] = {
+        "n_particles": 64,
+        "n_steps": 20,
+        "lengths": "prior",
+        "refinement": RefineToTypicalSet(),
+        "thermal": Thermalisation(),
+    }
+    return TrajectorySampler(**preset | settings)

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import math
 import time
+import warnings
+from collections.abc import Iterator
 from dataclasses import astuple, fields
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -19,13 +22,19 @@ from laplace_fiber.distributed import Ranks, on_same_terms
 from laplace_fiber.gradients import RECORD_AFTER, evaluation_group
 from laplace_fiber.log_joint import LogJoint
 from laplace_fiber.recording import Recorder
+from laplace_fiber.refinement import RefineToTypicalSet
 from laplace_fiber.subspace import StreamingBasis
+from laplace_fiber.thermal import Heat
+from laplace_fiber.typical_set import TypicalSet
 
 if TYPE_CHECKING:
     from laplace_fiber.trajectories import TrajectorySampler
 
 POWER_ITERATIONS, POWER_TOLERANCE = 20, 1e-2
 """Hessian products that the sharpness may take, and the relative change from one to the next that ends them."""
+
+LEVELS = -1
+"""Part of a particle's stream that its level is drawn from; 0 is its direction, and 1, 2, … its last trajectories."""
 
 WORTH_COMPILING = 600.0
 """Seconds that a walk must be expected to take before ``compile=None`` compiles it."""
@@ -56,7 +65,8 @@ class Walk:
         data.restart()
         batch = data.next_batch()
         value, self.gradient = _start(joint, origin, batch)
-        eta = settings.step_size or 1.0 / sharpness(joint, origin, data.next_batch(), settings.seed)
+        self.sharpness = sharpness(joint, origin, data.next_batch(), settings.seed)
+        eta = settings.step_size or 1.0 / self.sharpness
         n = settings.n_particles
         self.drift = settings.directions(precision, self.own).mul_(self.reach / settings.n_steps)
         own = len(self.drift)
@@ -72,6 +82,12 @@ class Walk:
         self.recorder = Recorder(0 if at_once else RECORD_AFTER, bool(settings.compile))
         self.joint = joint
         self.descent = Descent(joint, settings.refinement, settings.descent, self.recorder)
+        self.acceptance = math.nan
+        self.normal = torch.cat([normal(1, settings.seed, i, LEVELS) for i in range(n)[self.own]]).to(origin)
+        self.typical: TypicalSet | None = None
+        if isinstance(settings.refinement, RefineToTypicalSet):
+            self.typical = TypicalSet.near(origin, joint, data, batch, eta, settings.seed)
+        self.centre = self.typical.centre if self.typical else origin
         self.identity = {
             "settings": [f"{f.name}={getattr(settings, f.name)}" for f in fields(settings) if f.name not in IMMATERIAL],
             "n_data": data.n_data,
@@ -93,6 +109,8 @@ class Walk:
             while self.t < n_steps:
                 self.t += 1
                 self._drift()
+                if self.t == n_steps:
+                    self._thermalise()
                 self._keep()
                 self._save()
                 if self.settings.compile is None and self.t == 1 and self.group > 1:
@@ -107,15 +125,49 @@ class Walk:
 
     def _drift(self) -> None:
         """Drift and refine the particles that are not lost."""
-        level = self._level(self.data.next_batch())
-        alive = (self.lost_at > self.settings.n_steps).nonzero().flatten()
-        for rows in alive.split(self.group) if len(alive) else ():
+        level, progress = self._level(self.data.next_batch()), self.t / self.settings.n_steps
+        dimension = self.typical.dimension.at(progress) if self.typical else None
+        for rows in self._alive():
             drifted = self.theta[rows].add_(self.drift[rows])
-            new = self.descent.refine(level, self.t / self.settings.n_steps, drifted, self.eta[rows])
+            new = self.descent.refine(level, progress, drifted, self.eta[rows], self.normal[rows], dimension)
             kept = rows[new.finite]
             self.theta[kept], self.value[kept] = new.theta[new.finite], new.value[new.finite]
             self.eta[kept] = new.eta[new.finite]
             self.lost_at[rows[~new.finite]] = self.t
+
+    def _thermalise(self) -> None:
+        """Move the particles at the walk's end, if that is asked for and each step sees all data."""
+        thermal, n = self.settings.thermal, self.settings.n_particles
+        if thermal is None:
+            return
+        if not self.data.full:
+            warnings.warn(
+                "thermal: expected batch='full', got batches of a loader, whose gradients are not exact; the walk's "
+                "ends are left as they are. Set thermal=None, or batch='full'.",
+                stacklevel=2,
+            )
+            return
+        batch, size = self.data.next_batch(), self.theta.shape[1] + 2
+        heat = Heat(thermal, self.joint, batch, self.recorder, self.sharpness)
+        accepted = torch.full_like(self.value, math.nan)
+
+        def mean() -> float:
+            self.acceptance = float(self.ranks.gather(accepted, n).nanmean())
+            return self.acceptance
+
+        for k in heat.rounds(mean):
+            for rows in self._alive():
+                particles = (self.own.start + rows).tolist()
+                draws = torch.stack([normal(size, self.settings.seed, i, k) for i in particles])
+                state, probability = heat.moved(self.theta[rows], draws.to(self.theta))
+                self.theta[rows], self.value[rows] = state.theta, state.value / self.joint.n_data
+                accepted[rows] = probability.to(accepted)
+                self.descent.counts.evaluated += len(rows) * (thermal.n_leapfrog + 1)
+
+    def _alive(self) -> Iterator[Tensor]:
+        """Groups of the particles that are not lost."""
+        alive = (self.lost_at > self.settings.n_steps).nonzero().flatten()
+        yield from alive.split(self.group) if len(alive) else ()
 
     def _keep(self) -> None:
         """Add everyone's states to the basis."""
@@ -133,7 +185,7 @@ class Walk:
     def _level(self, batch: Batch) -> Level:
         # The whole data set is one and the same batch at every drift.
         if self._level_of is None or self._level_of[0] is not batch:
-            self._level_of = batch, Level(self.joint, batch, self.origin)
+            self._level_of = batch, Level(self.joint, batch, self.centre)
         return self._level_of[1]
 
     def _compile_if_long(self, expected_seconds: float) -> None:
@@ -175,6 +227,14 @@ class Walk:
             self.descent.counts = Counts(*state["counts"])
         self.data.skip_to(*state["position"])
 
+    def _excess(self) -> float:
+        """Mean over the particles at the walk's end, on its last batch."""
+        level = self._level(self.data.next_batch())
+        terms = [self.joint.data_term(self.theta[rows], level.batch) for rows in self._alive()]
+        mine = torch.cat(terms) - level.data_term if terms else self.value[:0]
+        total, count = self.ranks.sum(float(mine.sum()), len(mine))
+        return total / max(count, 1)
+
     def _counts(self) -> Counts:
         """Of all ranks."""
         return Counts(*map(int, self.ranks.sum(*astuple(self.descent.counts))))
@@ -195,6 +255,9 @@ class Walk:
             "reach": self.reach,
             "gradient_norm": self.joint.n_data * float(self.gradient.norm()),
             "group_size": self.group,
+            "acceptance": self.acceptance,
+            "effective_dimension": self.typical.dimension.total if self.typical else None,
+            "excess": self._excess(),
             "common_displacement": float(coordinates[:, -1].mean(0).norm()) / self.reach,
         }
 
@@ -224,7 +287,10 @@ def sharpness(joint: LogJoint, theta: Float[Tensor, " p"], batch: Batch, seed: i
     return length
 
 
-def normal(size: int, seed: int, stream: int) -> Float[Tensor, " p"]:
-    """Standard normal numbers of stream ``stream``: the same whatever is drawn for the others."""
-    generator = torch.Generator().manual_seed((seed * 1_000_003 + stream + 1) % 2**63)
+def normal(size: int, seed: int, stream: int, part: int = 0) -> Float[Tensor, " p"]:
+    """Standard normal numbers of a part of stream ``stream``: the same whatever is drawn for the others."""
+    number = (seed * 1_000_003 + stream + 1) % 2**63
+    if part:  # generators look at 32 bits of their seed: parts are spread over these
+        number = int(np.random.SeedSequence((number, part + 1)).generate_state(1)[0])
+    generator = torch.Generator().manual_seed(number)
     return torch.randn(size, generator=generator, dtype=torch.float64)

@@ -12,9 +12,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from laplace_fiber.baselines.baseline import Problem, Settings
-from laplace_fiber.baselines.spectrum import GGNSpectrum
 from laplace_fiber.baselines.stored import StoredPosterior, StoredSamples
 from laplace_fiber.data import Batch, TrainingData
+from laplace_fiber.spectrum import GGNSpectrum
 
 MANY_SAMPLES, FEW_SAMPLES, QUICK_SIZE = 50, 5, 1000
 """Samples where a decomposition takes a fraction of a second (up to the given size), and where it does not."""

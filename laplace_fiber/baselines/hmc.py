@@ -5,19 +5,17 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal, NamedTuple
+from typing import ClassVar, Literal
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor
 
 from laplace_fiber.baselines.baseline import Problem, Settings
 from laplace_fiber.baselines.convergence import function_space_mixing
 from laplace_fiber.baselines.stored import StoredPosterior, StoredSamples
 from laplace_fiber.fitting import BatchChoice
-
-DIVERGED = 1000.0
-"""Error in the energy beyond which a trajectory counts as divergent."""
+from laplace_fiber.hamiltonian import Hamiltonian, Outcome, State
 
 TOO_FAR = 0.2
 """Distance of the acceptance from its target that a user is told of."""
@@ -86,31 +84,12 @@ class HMCSettings(Settings):
         return max(1, round(mean * (1 + self.jitter * (2 * uniform - 1))))
 
 
-class State(NamedTuple):
-    """Positions of the chains, with J and ∇J there."""
-
-    theta: Float[Tensor, "c p"]
-    value: Float[Tensor, " c"]
-    gradient: Float[Tensor, "c p"]
-
-
-class Outcome(NamedTuple):
-    """What one trajectory of each chain came to."""
-
-    state: State
-    probability: Float[Tensor, " c"]
-    divergent: Bool[Tensor, " c"]
-
-
-class Dynamics:
-    """Newtonian motion in J with the prior's precision τ as mass, so that v ~ N(0, 1/τ) moves in the prior's units.
-
-    The energy H(θ, v) = J(θ) + ½ vᵀ diag(τ) v is that of the whole data.
-    """
+class Dynamics(Hamiltonian):
+    """Motion of several chains in the objective of the whole data."""
 
     def __init__(self, problem: Problem, n_chains: int) -> None:
+        super().__init__(problem.joint.prior_precision.to(problem.theta))
         self.problem, self.joint = problem, problem.joint
-        self.precision = problem.joint.prior_precision.to(problem.theta)
         self.gradients = problem.gradients(n_chains)
 
     def at(self, theta: Float[Tensor, "c p"]) -> State:
@@ -126,29 +105,10 @@ class Dynamics:
         """Drawn from N(0, 1/τ)."""
         return self.problem.normal(n_chains, len(self.problem.theta)) / self.precision.sqrt()
 
-    def energy(self, state: State, velocity: Float[Tensor, "c p"]) -> Float[Tensor, " c"]:
-        """H, in float64: its differences are small."""
-        return state.value + 0.5 * (velocity.double().square() * self.precision).sum(-1)
-
-    def leapfrog(
-        self, state: State, velocity: Float[Tensor, "c p"], step: float, n_steps: int
-    ) -> tuple[State, Float[Tensor, "c p"]]:
-        """Half a kick, then drifts and kicks in turn, half a kick; reversible and volume-preserving."""
-        for _ in range(n_steps):
-            velocity = velocity - 0.5 * step * state.gradient / self.precision
-            state = self.at(state.theta + step * velocity)
-            velocity = velocity - 0.5 * step * state.gradient / self.precision
-        return state, velocity
-
     def transition(self, state: State, step: float, n_steps: int) -> Outcome:
-        """A trajectory with a new velocity, accepted by the rule of Metropolis and Hastings in each chain."""
+        """A trajectory with a new velocity."""
         velocity = self.velocity(len(state.theta))
-        proposal, last = self.leapfrog(state, velocity, step, n_steps)
-        gained = self.energy(state, velocity) - self.energy(proposal, last)
-        probability = gained.clamp(max=0).exp().nan_to_num(0)
-        accepted = self._uniform(len(gained)) < probability
-        new = State(*(torch.where(_rows(accepted, b), b, a) for a, b in zip(state, proposal, strict=True)))
-        return Outcome(new, probability, ~(gained > -DIVERGED))
+        return self.move(state, velocity, self._uniform(len(velocity)), step, n_steps)
 
     def first_step(self, state: State) -> float:
         """A step size at which one step is accepted in about half of the cases (Hoffman and Gelman, algorithm 4)."""
@@ -280,7 +240,3 @@ def _check_moved(diagnostics: dict[str, float]) -> None:
             f"HMC: expected accepted trajectories, got an acceptance of {diagnostics['acceptance']:.2g} with step size "
             f"{diagnostics['step_size']:.3g}; set a smaller step_size, or raise n_warmup."
         )
-
-
-def _rows(chosen: Bool[Tensor, " c"], like: Tensor) -> Bool[Tensor, "c *_"]:
-    return chosen.view(-1, *[1] * (like.ndim - 1))

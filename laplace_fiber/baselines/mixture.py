@@ -12,13 +12,13 @@ from laplace import KronLaplace
 from torch import Tensor, nn
 
 from laplace_fiber.baselines.baseline import Baseline, Problem, Settings
-from laplace_fiber.baselines.jacobian_rows import gauss_newton_rows, output_jacobian, outputs_per_point
 from laplace_fiber.baselines.several import first_and_others, weights_of
-from laplace_fiber.baselines.stored import shuffled_rows
 from laplace_fiber.baselines.to_host import HostLoader, host_model
 from laplace_fiber.batch_norm import own_buffers
 from laplace_fiber.data import TrainingData, moved
+from laplace_fiber.jacobian_rows import gauss_newton_rows, output_jacobian, outputs_per_point
 from laplace_fiber.linearised import linearised_samples, output_covariance, output_variance
+from laplace_fiber.paths import shuffled_rows
 from laplace_fiber.weights import Inputs
 
 Curvature: TypeAlias = Literal["auto", "full", "kron", "diag"]

@@ -9,10 +9,10 @@ from torch.func import jacrev, jvp, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from laplace_fiber.baselines.geodesics import Metric, Motion, Pieces, motion_on_graph
-from laplace_fiber.baselines.output_loss import OutputLoss
 from laplace_fiber.curvature import subspace_jacobian
 from laplace_fiber.engines import output_elements
 from laplace_fiber.log_joint import LogJoint
+from laplace_fiber.output_loss import OutputLoss
 from laplace_fiber.weights import Inputs, NetworkFunction, difference_step
 
 LARGEST_JACOBIANS = 2**25

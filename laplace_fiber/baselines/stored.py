@@ -6,11 +6,12 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
 from laplace_fiber.baselines.baseline import Baseline, SettingsType
 from laplace_fiber.batch_norm import Buffers, outputs_with_buffers
+from laplace_fiber.paths import shuffled_rows
 from laplace_fiber.weights import Inputs
 
 
@@ -55,9 +56,3 @@ class StoredPosterior(Baseline[SettingsType, StoredSamples]):
             return outputs[place]
         size = self.chunk_size or self._prediction_group(inputs, len(distinct), **model_kwargs)
         return self._outputs(thetas[distinct].split(size), inputs, **model_kwargs)[place]
-
-
-def shuffled_rows(k: int, n: int, generator: torch.Generator) -> Int[Tensor, " n"]:
-    """n indices below k, each as often as any other, or once more."""
-    passes = [torch.randperm(k, generator=generator, device=generator.device) for _ in range(-(-n // k))]
-    return torch.cat(passes)[:n]

@@ -16,9 +16,9 @@ from torch import Tensor, nn
 from laplace_fiber.baselines.baseline import Baseline, Problem, Settings
 from laplace_fiber.baselines.ensemble import MemberSettings, given_members, new_members, refuse_subsets
 from laplace_fiber.baselines.several import first_and_others
-from laplace_fiber.baselines.stored import shuffled_rows
 from laplace_fiber.baselines.training import Members, Plan, own_random_state, train
 from laplace_fiber.batch_norm import tracking_layers
+from laplace_fiber.paths import shuffled_rows
 from laplace_fiber.walk import sharpness
 
 

@@ -11,10 +11,10 @@ from torch import Tensor
 from torch.func import jacrev, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from laplace_fiber.baselines.output_loss import OutputLoss
 from laplace_fiber.curvature import subspace_jacobian
 from laplace_fiber.data import Batch
 from laplace_fiber.log_joint import LogJoint
+from laplace_fiber.output_loss import OutputLoss
 from laplace_fiber.weights import Inputs, NetworkFunction
 
 PIECE_BYTES = 2**26

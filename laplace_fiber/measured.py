@@ -1,0 +1,50 @@
+"""Objective, loss and averaged prediction at points of a walk's subspace."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from laplace_fiber.data import Batch
+from laplace_fiber.log_joint import LogJoint
+from laplace_fiber.recording import Recorder
+from laplace_fiber.subspace import Subspace
+
+
+class Measured:
+    """Objective and loss at each of some points of a subspace, and their averaged prediction of the first block.
+
+    One recorder for each block of the batch: layers below the moving weights run once.
+    """
+
+    def __init__(
+        self,
+        joint: LogJoint,
+        subspace: Subspace,
+        coordinates: Float[Tensor, "k r"],
+        batch: Batch,
+        recorders: Sequence[Recorder],
+    ) -> None:
+        def outputs_of(moving: Sequence[Tensor], fixed: Sequence[Tensor]) -> tuple[Tensor, ...]:
+            return (joint.network.many(moving[0], fixed[0]),)
+
+        objective, nll = [], []
+        total: Tensor = torch.zeros((), device=coordinates.device)
+        scale = joint.n_data / (joint.temperature * batch.size)
+        for theta in subspace.weight_groups(coordinates, joint.chunk_size or len(coordinates)):
+            data_term = theta.new_zeros(len(theta))
+            for i, (recorder, (x, y)) in enumerate(zip(recorders, batch.blocks, strict=True)):
+                with torch.no_grad():
+                    if isinstance(x, Tensor):
+                        outputs = recorder("outputs", outputs_of, [theta], [x])[0]
+                    else:
+                        outputs = joint.network.many(theta, x)
+                data_term += scale * joint.loss_of(outputs, y)
+                if i == 0:
+                    total = total + (outputs if joint.likelihood == "regression" else outputs.softmax(-1)).sum(0)
+            objective.append((data_term + joint.prior_energy(theta)) / joint.n_data)
+            nll.append(joint.nll_of(data_term, batch))
+        self.objective, self.nll, self.prediction = torch.cat(objective), torch.cat(nll), total / len(coordinates)

@@ -1,0 +1,199 @@
+"""The walk to the typical set, against Gaussian posteriors known in closed form."""
+
+import math
+
+import pytest
+import torch
+from problems import FAST, classifier, joint_of, linear_regression, loader
+from scipy import stats
+from torch import nn
+
+from laplace_fiber import (
+    EndPosition,
+    FiberLaplace,
+    RefineToTypicalSet,
+    Thermalisation,
+    TrajectorySampler,
+    UniformPosition,
+    typical_set_walk,
+)
+from laplace_fiber.recording import Recorder
+from laplace_fiber.refinement import Refining
+from laplace_fiber.thermal import Heat
+from laplace_fiber.walk import normal, sharpness
+
+
+def gaussian(n: int = 30, d: int = 6, tau: float = 0.7, sigma: float = 0.5):
+    """A linear regression with stiff and soft directions, and its posterior's covariance and dimension."""
+    model, data, _ = linear_regression(n, d, tau, sigma)
+    x, y = data.dataset.tensors
+    x = x * torch.tensor([3.0, 1.0, 0.3, 0.1, 0.03, 0.0][:d], dtype=x.dtype)
+    precision = x.T @ x / sigma**2 + tau * torch.eye(d, dtype=x.dtype)
+    with torch.no_grad():
+        model.weight.copy_(torch.linalg.solve(precision, x.T @ y / sigma**2).T)
+    values = torch.linalg.eigvalsh(x.T @ x / sigma**2)
+    return model, loader(x, y, n), torch.linalg.inv(precision), float((values / (values + tau)).sum())
+
+
+def walked(sampler: TrajectorySampler, tau: float = 0.7, sigma: float = 0.5):
+    model, data, covariance, dimension = gaussian(tau=tau, sigma=sigma)
+    joint, training = joint_of(model, data, "regression", tau, sigma)
+    with joint.network.evaluation():
+        walk = sampler.walk(joint, joint.network.theta(), training)
+    return walk, walk.states[:, -1], joint, training, covariance, dimension
+
+
+@pytest.mark.parametrize("dimension", [3.0, 13.7, 200.0])
+def test_levels_have_the_law_of_half_a_chi_square(dimension):
+    quantiles = torch.tensor([0.01, 0.2, 0.5, 0.8, 0.99], dtype=torch.float64)
+    levels = RefineToTypicalSet.level(dimension, torch.special.ndtri(quantiles))
+    exact = 0.5 * torch.as_tensor(stats.chi2(dimension).ppf(quantiles.numpy()))
+    torch.testing.assert_close(levels, exact, rtol=0.05, atol=0.02)
+
+
+def test_particles_above_their_own_level_go_on():
+    at = Refining(0, torch.tensor([6.0, 6.0]), 1.0, 40, 100, torch.tensor([-1.0, 1.0]), 10.0)
+    assert RefineToTypicalSet().wants_more(at).tolist() == [True, False]
+    with pytest.raises(ValueError, match=r"expected at.effective_dimension, got None"):
+        RefineToTypicalSet().wants_more(at._replace(effective_dimension=None))
+
+
+def test_the_walk_ends_in_the_gaussian_posterior():
+    """Means, covariance, excess and effective dimension of 1024 ends, each within five Monte Carlo errors."""
+    n = 1024
+    sampler = typical_set_walk(n_particles=n, n_steps=5, thermal=Thermalisation(n_trajectories=8, n_leapfrog=40))
+    walk, ends, joint, training, covariance, dimension = walked(sampler)
+    assert walk.effective_dimension == pytest.approx(dimension, rel=1e-6)
+    root = torch.linalg.cholesky(covariance)
+    white = torch.linalg.solve_triangular(root, (ends - joint.network.theta()).T, upper=False)
+    assert float(white.mean(1).abs().max()) < 5 / math.sqrt(n)
+    second = white @ white.T / n - torch.eye(len(white), dtype=white.dtype)
+    assert float(second.diagonal().abs().max()) < 5 * math.sqrt(2 / n)
+    assert float((second - second.diagonal().diag()).abs().max()) < 5 / math.sqrt(n)
+    batch = training.everything()
+    excess = joint.data_term(ends, batch) - joint.data_term(joint.network.theta()[None], batch)
+    assert walk.excess == pytest.approx(float(excess.mean()), rel=1e-9)
+    # 2 · excess = Σ λ/(λ + τ) z²: exact in the mean for a minimum of J up to the prior's pull.
+    assert abs(float(excess.mean()) - dimension / 2) < 5 * float(excess.std()) / math.sqrt(n) + 0.5
+    assert 0.5 < walk.acceptance <= 1
+
+
+def test_without_moves_the_walk_ends_at_the_levels():
+    walk, *_, dimension = walked(typical_set_walk(thermal=None, n_particles=200))
+    assert 0.3 * dimension / 2 < walk.excess <= 1.3 * dimension / 2
+    assert math.isnan(walk.acceptance)
+
+
+def test_moves_leave_the_posterior_as_it_is():
+    """Particles that start with exact draws keep their second moments: nothing is lost to the correction."""
+    model, data, covariance, _ = gaussian()
+    joint, training = joint_of(model, data, "regression", 0.7, 0.5)
+    generator, n = torch.Generator().manual_seed(0), 4000
+    noise = torch.randn(n, 6, generator=generator, dtype=torch.float64)
+    root = torch.linalg.cholesky(covariance)
+    with joint.network.evaluation():
+        theta, batch = joint.network.theta(), training.everything()
+        settings = Thermalisation(n_trajectories=3, n_leapfrog=3, target_acceptance=0.6)
+        heat = Heat(settings, joint, batch, Recorder(0), sharpness(joint, theta, batch))
+        heat.step *= 2.5  # coarse: without the correction the energy's error would show
+        particles = theta + noise @ root.T
+        for _ in range(3):
+            state, probability = heat.moved(particles, torch.randn(n, 8, generator=generator, dtype=torch.float64))
+            particles = state.theta
+    assert 0.3 < float(probability.mean()) < 0.97
+    white = torch.linalg.solve_triangular(root, (particles - theta).T, upper=False)
+    torch.testing.assert_close(white @ white.T / n, torch.eye(6, dtype=white.dtype), rtol=0, atol=0.12)
+    assert float((particles - theta - noise @ root.T).norm(dim=1).mean()) > 0.3  # they did move
+
+
+def test_the_loss_is_counted_from_a_minimum_near_a_network_that_is_not_at_one():
+    model, data, _, dimension = gaussian()
+    with torch.no_grad():
+        model.weight.add_(0.5)
+    joint, training = joint_of(model, data, "regression", 0.7, 0.5)
+    with joint.network.evaluation():
+        walk = typical_set_walk(n_particles=200, n_steps=5).walk(joint, joint.network.theta(), training)
+    assert walk.effective_dimension == pytest.approx(dimension, rel=1e-6)
+    assert 0.5 * dimension / 2 < walk.excess < 2 * dimension / 2
+
+
+def test_lengths_follow_the_prior():
+    precision = torch.linspace(0.5, 2.0, 50, dtype=torch.float64)
+    rows = TrajectorySampler(n_particles=2000, lengths="prior").directions(precision)
+    radius = (1 / precision).sum().sqrt()
+    torch.testing.assert_close((rows * radius).var(0) * precision, torch.ones_like(precision), rtol=0.2, atol=0)
+    unit = TrajectorySampler(n_particles=20).directions(precision)
+    torch.testing.assert_close(unit.norm(dim=1), torch.ones(20, dtype=torch.float64))
+
+
+def test_parts_of_a_stream_are_independent():
+    """Also where seeds are told apart by bits that generators leave out."""
+    draws = torch.stack([normal(4000, 0, 3, part) for part in (-1, 0, 1, 2)] + [normal(4000, 0, 4, 1)])
+    correlation = torch.corrcoef(draws) - torch.eye(5, dtype=draws.dtype)
+    assert float(correlation.abs().max()) < 5 / math.sqrt(4000)
+
+
+def test_posterior_samples_are_the_ends_each_as_often_as_any_other():
+    model, data = classifier()
+    la = FiberLaplace(model, "classification", sampler=typical_set_walk(n_particles=8, n_steps=3), posterior="states")
+    assert la.position == EndPosition()
+    assert FiberLaplace(model, "classification").position == UniformPosition()
+    la.autoencoder = FAST
+    la.fit(data)
+    samples = la.sample(16)
+    _, counts = samples.mul(1e6).round().unique(dim=0, return_counts=True)
+    assert counts.tolist() == [2] * 8
+    text = str(la.report)
+    assert "effective parameters" in text
+    assert "Hamiltonian moves" in text
+    la.prior_precision = 4.0  # a narrower prior: states half way
+    assert float((la.sample(8) - la.mean).norm(dim=1).mean()) < float((samples - la.mean).norm(dim=1).mean())
+
+
+@pytest.mark.parametrize("chunk_size", [1, 3])
+def test_groups_change_nothing_but_rounding(chunk_size):
+    model, data = classifier()
+    joint, training = joint_of(model, data, "classification")
+    states = []
+    for size in (None, chunk_size):
+        sampler = typical_set_walk(n_particles=6, n_steps=2, chunk_size=size, thermal=Thermalisation(2, 5))
+        with joint.network.evaluation():
+            states.append(sampler.walk(joint, joint.network.theta(), training).states)
+    torch.testing.assert_close(states[0], states[1], rtol=0, atol=1e-7)
+
+
+def test_batches_of_a_loader_are_not_thermalised():
+    model, data = classifier()
+    sampler = typical_set_walk(n_particles=4, n_steps=2, batch="loader")
+    la = FiberLaplace(model, "classification", sampler=sampler, autoencoder=FAST)
+    with pytest.warns(UserWarning, match="expected batch='full'"):
+        la.fit(data)
+    assert math.isnan(la.report.acceptance)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: Thermalisation(n_trajectories=0), "n_trajectories: expected at least 1"),
+        (lambda: Thermalisation(target_acceptance=1.0), "target_acceptance: expected a share"),
+        (lambda: Thermalisation(jitter=1.0), "jitter: expected a share"),
+        (lambda: TrajectorySampler(lengths="long"), "lengths: expected 'fixed' or 'prior'"),
+        (lambda: RefineToTypicalSet(max_steps=-1), "max_steps: expected 0 or more"),
+    ],
+)
+def test_wrong_settings_are_refused(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()
+
+
+def test_a_flat_network_has_no_effective_parameters():
+    """Its posterior is the prior."""
+    model = nn.Linear(6, 1, bias=False).double()
+    data = loader(torch.zeros(8, 6, dtype=torch.float64), torch.zeros(8, 1, dtype=torch.float64), 8)
+    nn.init.zeros_(model.weight)
+    joint, training = joint_of(model, data, "regression", tau=2.0)
+    with joint.network.evaluation():
+        walk = typical_set_walk(n_particles=500, n_steps=2).walk(joint, joint.network.theta(), training)
+    assert walk.effective_dimension == 0
+    variance = walk.states[:, -1].var(0)
+    torch.testing.assert_close(variance, torch.full_like(variance, 0.5), rtol=0.3, atol=0)
