@@ -211,8 +211,8 @@ def typical_set_walk(**settings: Any) -> TrajectorySampler:
     and end with a few Hamiltonian moves. ``settings`` override those of this preset.
     """
     preset: dict[str, Any] = {
-        "n_particles": 64,
-        "n_steps": 20,
+        "n_particles": 128,
+        "n_steps": 10,
         "lengths": "prior",
         "refinement": RefineToTypicalSet(),
         "thermal": Thermalisation(),

@@ -9,6 +9,7 @@ from scipy import stats
 from torch import nn
 
 from laplace_fiber import (
+    Checkpoint,
     EndPosition,
     FiberLaplace,
     RefineToTypicalSet,
@@ -20,7 +21,7 @@ from laplace_fiber import (
 from laplace_fiber.recording import Recorder
 from laplace_fiber.refinement import Refining
 from laplace_fiber.thermal import Heat
-from laplace_fiber.walk import normal, sharpness
+from laplace_fiber.walk import Walk, normal, sharpness
 
 
 def gaussian(n: int = 30, d: int = 6, tau: float = 0.7, sigma: float = 0.5):
@@ -79,7 +80,7 @@ def test_the_walk_ends_in_the_gaussian_posterior():
 
 
 def test_without_moves_the_walk_ends_at_the_levels():
-    walk, *_, dimension = walked(typical_set_walk(thermal=None, n_particles=200))
+    walk, *_, dimension = walked(typical_set_walk(thermal=None, n_particles=200, n_steps=5))
     assert 0.3 * dimension / 2 < walk.excess <= 1.3 * dimension / 2
     assert math.isnan(walk.acceptance)
 
@@ -156,10 +157,34 @@ def test_groups_change_nothing_but_rounding(chunk_size):
     joint, training = joint_of(model, data, "classification")
     states = []
     for size in (None, chunk_size):
-        sampler = typical_set_walk(n_particles=6, n_steps=2, chunk_size=size, thermal=Thermalisation(2, 5))
+        refinement, thermal = RefineToTypicalSet(max_steps=5), Thermalisation(2, 5)
+        sampler = typical_set_walk(n_particles=6, n_steps=2, chunk_size=size, refinement=refinement, thermal=thermal)
         with joint.network.evaluation():
             states.append(sampler.walk(joint, joint.network.theta(), training).states)
     torch.testing.assert_close(states[0], states[1], rtol=0, atol=1e-7)
+
+
+def test_an_interrupted_walk_goes_on_to_the_same_ends(tmp_path, monkeypatch):
+    model, data = classifier()
+    joint, training = joint_of(model, data, "classification")
+    settings = {"n_particles": 5, "n_steps": 4, "thermal": Thermalisation(2, 5)}
+    sampler = typical_set_walk(**settings, checkpoint=Checkpoint(tmp_path, every=1))
+    drift = Walk._drift
+
+    def dying(self):
+        if self.t == 3:
+            raise KeyboardInterrupt
+        drift(self)
+
+    with joint.network.evaluation():
+        whole = typical_set_walk(**settings).walk(joint, joint.network.theta(), training)
+        monkeypatch.setattr(Walk, "_drift", dying)
+        with pytest.raises(KeyboardInterrupt):
+            sampler.walk(joint, joint.network.theta(), training)
+        monkeypatch.setattr(Walk, "_drift", drift)
+        resumed = sampler.walk(joint, joint.network.theta(), training)
+    torch.testing.assert_close(resumed.states, whole.states, rtol=0, atol=1e-7)
+    assert resumed.gradient_evaluations == whole.gradient_evaluations
 
 
 def test_batches_of_a_loader_are_not_thermalised():
