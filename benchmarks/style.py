@@ -16,6 +16,10 @@ LABELS = {
     "fiber-states": "Fiber, states of the walk",
     "fiber-line": "Fiber, straight lines",
     "fiber-gaussian": "Fiber, Gaussian",
+    "fiber-paper": "Fiber, always 5 refinements",
+    "fiber-steps-20": "Fiber, always 20 refinements",
+    "fiber-typical": "Fiber, typical set",
+    "fiber-typical-cold": "Fiber, typical set, without moves",
 }
 LABELS = LABELS | {name: label for name, label in _COMPARED.items() if name not in LABELS}
 

@@ -19,7 +19,7 @@ from laplace_fiber.fiber import FiberLaplace
 from laplace_fiber.latent import LatentAutoencoder
 from laplace_fiber.metrics import Prediction
 from laplace_fiber.posterior import SampledPosterior
-from laplace_fiber.trajectories import TrajectorySampler
+from laplace_fiber.trajectories import TrajectorySampler, typical_set_walk
 from laplace_fiber.weights import Inputs
 
 PRIOR_PRECISION = "prior_precision"
@@ -105,6 +105,11 @@ def fit_fiber(task: Task, seed: int, settings: Settings, progress_bar: bool) -> 
         return True
 
     return Fitted(_sampler(la, task), follow, la.diagnostics["gradient_evaluations"])
+
+
+def fit_typical_set(task: Task, seed: int, settings: Settings, progress_bar: bool) -> Fitted:
+    """FiberLaplace on a walk to the typical set, which another prior precision moves: it is fitted again for each."""
+    return replace(fit_fiber(task, seed, {"sampler": typical_set_walk(), **settings}, progress_bar), follow=_refit)
 
 
 def fit_baseline(
