@@ -24,7 +24,7 @@ from laplace_fiber.log_joint import LogJoint
 from laplace_fiber.recording import Recorder
 from laplace_fiber.refinement import RefineToTypicalSet
 from laplace_fiber.subspace import StreamingBasis
-from laplace_fiber.thermal import Heat
+from laplace_fiber.thermal import Heat, Thermalisation
 from laplace_fiber.typical_set import TypicalSet
 
 if TYPE_CHECKING:
@@ -83,7 +83,13 @@ class Walk:
         self.joint = joint
         self.descent = Descent(joint, settings.refinement, settings.descent, self.recorder)
         self.acceptance = math.nan
-        self.normal = torch.cat([normal(1, settings.seed, i, LEVELS) for i in range(n)[self.own]]).to(origin)
+        if settings.thermal and not data.full:
+            warnings.warn(
+                "thermal: expected batch='full', got batches of a loader, whose gradients are not exact; the walk's "
+                "ends are left as they are. Set thermal=None, or batch='full'.",
+                stacklevel=2,
+            )
+        self.normal = origin.new_tensor([float(normal(1, settings.seed, i, LEVELS)) for i in range(n)[self.own]])
         self.typical: TypicalSet | None = None
         if isinstance(settings.refinement, RefineToTypicalSet):
             self.typical = TypicalSet.near(origin, joint, data, batch, eta, settings.seed)
@@ -105,12 +111,14 @@ class Walk:
         """Walk to the end; the fields of :class:`~laplace_fiber.trajectories.Trajectories`."""
         n_steps, started = self.settings.n_steps, time.monotonic()
         shown = progress_bar and self.ranks.first
-        with tqdm(total=n_steps, initial=self.t, desc="walk", disable=not shown, leave=None) as bar:
+        thermal = self.settings.thermal if self.data.full else None
+        total = n_steps + (thermal.n_trajectories if thermal else 0)
+        with tqdm(total=total, initial=self.t, desc="walk", disable=not shown, leave=None) as bar:
             while self.t < n_steps:
                 self.t += 1
                 self._drift()
-                if self.t == n_steps:
-                    self._thermalise()
+                if self.t == n_steps and thermal:
+                    self._thermalise(thermal, bar)
                 self._keep()
                 self._save()
                 if self.settings.compile is None and self.t == 1 and self.group > 1:
@@ -135,18 +143,9 @@ class Walk:
             self.eta[kept] = new.eta[new.finite]
             self.lost_at[rows[~new.finite]] = self.t
 
-    def _thermalise(self) -> None:
-        """Move the particles at the walk's end, if that is asked for and each step sees all data."""
-        thermal, n = self.settings.thermal, self.settings.n_particles
-        if thermal is None:
-            return
-        if not self.data.full:
-            warnings.warn(
-                "thermal: expected batch='full', got batches of a loader, whose gradients are not exact; the walk's "
-                "ends are left as they are. Set thermal=None, or batch='full'.",
-                stacklevel=2,
-            )
-            return
+    def _thermalise(self, thermal: Thermalisation, bar: tqdm[Any]) -> None:
+        """Move the particles at the walk's end."""
+        n = self.settings.n_particles
         batch, size = self.data.next_batch(), self.theta.shape[1] + 2
         heat = Heat(thermal, self.joint, batch, self.recorder, self.sharpness)
         accepted = torch.full_like(self.value, math.nan)
@@ -163,6 +162,7 @@ class Walk:
                 self.theta[rows], self.value[rows] = state.theta, state.value / self.joint.n_data
                 accepted[rows] = probability.to(accepted)
                 self.descent.counts.evaluated += len(rows) * (thermal.n_leapfrog + 1)
+            bar.update()
 
     def _alive(self) -> Iterator[Tensor]:
         """Groups of the particles that are not lost."""
@@ -205,6 +205,7 @@ class Walk:
             "position": self.data.position,
             "coordinates": self.coordinates,
             "objective": self.objective,
+            "acceptance": self.acceptance,
             "counts": list(astuple(self._counts())),
             "calls": list(self.recorder.calls.items()),
         }
@@ -221,7 +222,7 @@ class Walk:
         for name in ("theta", "value", "eta", "lost_at"):
             getattr(self, name).copy_(state[name][self.own])
         self.t, self.coordinates, self.objective = state["t"], state["coordinates"], state["objective"]
-        self.group = state["group"]
+        self.group, self.acceptance = state["group"], state["acceptance"]
         self.recorder.calls = dict(state["calls"])
         if self.ranks.first:
             self.descent.counts = Counts(*state["counts"])

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from problems import FAST, classifier, loader
 
-from laplace_fiber import Checkpoint, FiberLaplace, TrajectorySampler
+from laplace_fiber import Checkpoint, FiberLaplace, Thermalisation, TrajectorySampler, typical_set_walk
 
 TIMEOUT = 60
 
@@ -22,11 +22,14 @@ def streamed_classifier():
 
 def walk(out: str, n_particles: str, *options: str) -> None:
     """Fit, save the state, and say how far the process group got."""
-    settings = dict(option.split("=") for option in options)
+    settings = dict(option.split("=") for option in options if "=" in option)
     checkpoint = Checkpoint(settings["folder"], every=2) if "folder" in settings else None
     sampler = TrajectorySampler(
         n_particles=int(n_particles), n_steps=8, batch="loader", checkpoint=checkpoint, chunk_size=4
     )
+    if "typical" in options:
+        thermal = Thermalisation(n_trajectories=2, n_leapfrog=5)
+        sampler = typical_set_walk(n_particles=int(n_particles), n_steps=3, thermal=thermal, chunk_size=4)
     model, data = streamed_classifier()
     la = FiberLaplace(model, "classification", sampler=sampler, autoencoder=FAST)
     rank = int(os.environ.get("RANK", 0))
