@@ -5,13 +5,10 @@ from __future__ import annotations
 import contextlib
 import json
 import math
-import os
 import time
-import traceback
 from collections.abc import Callable, Collection, Iterable, Iterator
 from concurrent.futures import Executor, ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -25,6 +22,7 @@ from benchmarks.compared import COMPARED_METHODS
 from benchmarks.datasets import Dataset, load
 from benchmarks.methods import FULL, METHODS, QUICK, Effort, Fitted
 from benchmarks.models import Training, noise_scale, train, training_for
+from benchmarks.records import write_record
 from benchmarks.variants import VARIANT_METHODS
 from laplace_fiber.metrics import evaluate
 
@@ -117,23 +115,8 @@ def run_all(runs: Iterable[Run], jobs: int) -> list[Run]:
 
 def execute(run: Run) -> bool:
     """Carry out one run and write its file; a failure is written with its traceback. Returns whether it succeeded."""
-    record: dict[str, Any] = {
-        "experiment": run.experiment,
-        "dataset": run.dataset,
-        "method": run.method,
-        "seed": run.seed,
-        "environment": environment.describe(),
-    }
-    try:
-        record |= {"status": "finished", **_results(run)}
-    except Exception as error:  # whatever went wrong, the other runs shall go on
-        record |= {"status": "failed", "error": repr(error), "traceback": traceback.format_exc()}
-    record["time"] = datetime.now(UTC).isoformat(timespec="seconds")
-    run.path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = run.path.with_suffix(f".{os.getpid()}")
-    unfinished.write_text(json.dumps(record, indent=1) + "\n")
-    unfinished.replace(run.path)
-    return "error" not in record
+    head = {"experiment": run.experiment, "dataset": run.dataset, "method": run.method, "seed": run.seed}
+    return write_record(run.path, head, lambda: _results(run))["status"] == "finished"
 
 
 def measure(fitted: Fitted, dataset: Dataset, sigma: float) -> dict[str, Any]:

@@ -4,22 +4,19 @@ from __future__ import annotations
 
 import functools
 import json
-import os
-import traceback
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
-from benchmarks import environment
 from benchmarks.fidelity import distances
 from benchmarks.fidelity.methods import METHODS, Sampler, of_weights
 from benchmarks.fidelity.problems import Problem, Spec, prior_radius
 from benchmarks.fidelity.reference import Reference, reference
 from benchmarks.fidelity.training import make_problem
+from benchmarks.records import write_record
 from laplace_fiber.metrics import negative_log_likelihood
 
 RESULTS = Path(__file__).parent.parent / "results"
@@ -96,18 +93,9 @@ def _run_problem(runs: Sequence[Run]) -> list[Run]:
 
 def _execute(run: Run, measure: Callable[[], dict[str, Any]]) -> bool:
     """Write the results of one run, or its failure with the traceback; returns whether it succeeded."""
-    record: dict[str, Any] = {"method": run.method, **asdict(run.spec), "environment": environment.describe()}
-    try:
-        record |= {"status": "finished", **measure()}
-    except Exception as error:  # whatever went wrong, the other runs shall go on
-        record |= {"status": "failed", "error": repr(error), "traceback": traceback.format_exc()}
-    record["time"] = datetime.now(UTC).isoformat(timespec="seconds")
-    run.path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = run.path.with_suffix(f".{os.getpid()}")
-    unfinished.write_text(json.dumps(record, indent=1) + "\n")
-    unfinished.replace(run.path)
+    record = write_record(run.path, {"method": run.method, **asdict(run.spec)}, measure)
     print(f"{record['status']}: {run.path.stem}", flush=True)
-    return "error" not in record
+    return bool(record["status"] == "finished")
 
 
 def reference_results(problem: Problem, found: Reference) -> dict[str, Any]:
