@@ -2,6 +2,7 @@
 
 import datetime
 import os
+import signal
 import sys
 import time
 from pathlib import Path
@@ -74,6 +75,7 @@ def slow(out: str, folder: str) -> None:
         drift(self)
 
     Walk._drift = pausing
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # jobs in the background are started deaf to it
     model, data = streamed_classifier()
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     sampler = TrajectorySampler(
