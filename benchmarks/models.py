@@ -9,7 +9,6 @@ import hashlib
 import itertools
 import json
 import math
-import os
 import time
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -20,6 +19,7 @@ from torch import nn
 from torch.nn import functional
 
 from benchmarks.datasets import Dataset
+from benchmarks.records import write_tensors
 
 CACHE = Path(__file__).parent / ".cache"
 
@@ -90,11 +90,7 @@ def train_timed(dataset: Dataset, seed: int, training: Training | None = None) -
     start = time.perf_counter()
     _fit(model, dataset, training, generator)
     seconds = time.perf_counter() - start
-    path.parent.mkdir(parents=True, exist_ok=True)
-    # Written elsewhere and renamed: another process never sees half a file.
-    unfinished = path.with_suffix(f".{os.getpid()}")
-    torch.save({"weights": model.state_dict(), "seconds": seconds}, unfinished)
-    unfinished.replace(path)
+    write_tensors(path, {"weights": model.state_dict(), "seconds": seconds})
     return model.eval(), seconds
 
 

@@ -1,4 +1,4 @@
-"""The file of a run: what was measured, or how it failed."""
+"""Files of results: written whole or not at all, with what was measured or how it failed."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from benchmarks import environment
 
@@ -21,9 +23,23 @@ def write_record(path: Path, head: dict[str, Any], measure: Callable[[], dict[st
     except Exception as error:  # whatever went wrong, the other runs shall go on
         record |= {"status": "failed", "error": repr(error), "traceback": traceback.format_exc()}
     record["time"] = datetime.now(UTC).isoformat(timespec="seconds")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    # Written elsewhere and renamed: another process never sees half a file.
-    unfinished = path.with_suffix(f".{os.getpid()}")
-    unfinished.write_text(json.dumps(record, indent=1) + "\n")
-    unfinished.replace(path)
+    write_json(path, record)
     return record
+
+
+def write_json(path: Path, content: dict[str, Any]) -> None:
+    """Write JSON, as :func:`write_whole`."""
+    write_whole(path, lambda unfinished: unfinished.write_text(json.dumps(content, indent=1) + "\n"))
+
+
+def write_tensors(path: Path, content: object) -> None:
+    """Save with torch, as :func:`write_whole`."""
+    write_whole(path, lambda unfinished: torch.save(content, unfinished))
+
+
+def write_whole(path: Path, write: Callable[[Path], object]) -> None:
+    """Write elsewhere and rename: another process never sees half a file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_suffix(f".{os.getpid()}")
+    write(unfinished)
+    unfinished.replace(path)

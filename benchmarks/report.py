@@ -20,24 +20,28 @@ README_MEASURES = ("nll", "ece", "fit_seconds")
 
 def report(folder: Path, part: str = "test") -> str:
     """The tables of one experiment's ``folder`` on a part of the data, which are also written there."""
-    records = _records(folder)
+    records = records_in(folder)
     finished = [r for r in records if r["status"] == "finished"]
     sections = [f"# Results: {folder.name}", _preamble(finished, part)]
     for measure, title in MEASURES.items():
         table = _measure_table(finished, measure, part)
         if table:
             sections.append(f"## {title}\n\n{table}")
-    failures = [f"- {r['dataset']}, {r['method']}, seed {r['seed']}: `{r['error']}`" for r in records if "error" in r]
-    if failures:
-        sections.append("## Failed runs\n\n" + "\n".join(failures))
-    text = "\n\n".join(sections) + "\n"
+    return write_report(folder, sections, records, "dataset")
+
+
+def write_report(folder: Path, sections: Sequence[str], records: Sequence[Record], problem: str) -> str:
+    """Write the sections, followed by the failures among the records, whose key ``problem`` names what was run on."""
+    failures = [f"- {r[problem]}, {r['method']}, seed {r['seed']}: `{r['error']}`" for r in records if "error" in r]
+    ending = ["## Failed runs\n\n" + "\n".join(failures)] if failures else []
+    text = "\n\n".join([*sections, *ending]) + "\n"
     (folder / FILE_NAME).write_text(text)
     return text
 
 
 def readme_block(folder: Path, part: str = "test") -> str:
     """What the README shows of an experiment: the tables of ``README_MEASURES``."""
-    finished = [r for r in _records(folder) if r["status"] == "finished"]
+    finished = [r for r in records_in(folder) if r["status"] == "finished"]
     seeds = len({r["seed"] for r in finished})
     tables = (f"{MEASURES[m]}:\n\n{_measure_table(finished, m, part)}" for m in README_MEASURES)
     lead = f"{part.capitalize()} data, mean ± standard error over {seeds} splits and networks."
@@ -74,7 +78,14 @@ def mean_and_error(values: Sequence[float]) -> str:
     return f"{mean:{form}} ± {statistics.stdev(values) / math.sqrt(len(values)):{form}}"
 
 
-def _records(folder: Path) -> list[Record]:
+def records_in(folder: Path) -> list[Record]:
+    """All results in a folder.
+
+    Raises
+    ------
+    FileNotFoundError
+        There are none.
+    """
     records = [json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))]
     if not records:
         raise FileNotFoundError(f"Expected result files (*.json) in {folder}; found none. Run the experiment first.")
@@ -83,13 +94,14 @@ def _records(folder: Path) -> list[Record]:
 
 def _preamble(finished: Sequence[Record], part: str) -> str:
     """How to read the tables, and the environments of the runs."""
-    environments = {json.dumps(r["environment"]): r["environment"] for r in finished}
-    lines = [
-        f"{part.capitalize()} data; mean ± standard error over seeds. "
-        "In brackets: the number of seeds where some are missing."
-    ]
-    lines += ["- " + ", ".join(f"{key} {value}" for key, value in e.items()) for e in environments.values()]
-    return "\n".join(lines)
+    lead = f"{part.capitalize()} data; mean ± standard error over seeds. "
+    return f"{lead}In brackets: the number of seeds where some are missing.\n{environments_of(finished)}"
+
+
+def environments_of(finished: Sequence[Record]) -> str:
+    """The distinct environments of the runs, a line each."""
+    distinct = {json.dumps(r["environment"]): r["environment"] for r in finished}
+    return "\n".join("- " + ", ".join(f"{key} {value}" for key, value in e.items()) for e in distinct.values())
 
 
 def _measure_table(finished: Sequence[Record], measure: str, part: str) -> str | None:

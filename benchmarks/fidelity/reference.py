@@ -15,7 +15,8 @@ from torch import Tensor
 
 from benchmarks import models
 from benchmarks.fidelity.problems import DTYPE, Problem
-from benchmarks.fidelity.training import digest, gradient_norm, write_tensors
+from benchmarks.fidelity.training import digest, gradient_norm
+from benchmarks.records import write_tensors
 from laplace_fiber.baselines.baseline import Problem as Posterior
 from laplace_fiber.baselines.convergence import ess, rank_normalised, rhat
 from laplace_fiber.baselines.hmc import DualAveraging, Dynamics, HMCSettings

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from benchmarks.fidelity.methods import METHODS
 from benchmarks.fidelity.problems import PROBLEMS
 from benchmarks.fidelity.run import REFERENCE
-from benchmarks.report import FILE_NAME, markdown_table, mean_and_error
+from benchmarks.report import (
+    Record,
+    environments_of,
+    markdown_table,
+    mean_and_error,
+    records_in,
+    write_report,
+)
 from benchmarks.style import label
-
-Record = dict[str, Any]
 
 MEASURES = {
     "wasserstein_inside": "1-Wasserstein distance from HMC, inside the data",
@@ -56,22 +59,13 @@ def report(folder: Path) -> str:
     FileNotFoundError
         There are no results.
     """
-    records = [json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))]
-    if not records:
-        raise FileNotFoundError(f"Expected result files (*.json) in {folder}; found none. Run the experiment first.")
+    records = records_in(folder)
     finished = [r for r in records if r["status"] == "finished"]
-    environments = {json.dumps(r["environment"]): r["environment"] for r in finished}
-    lines = ["- " + ", ".join(f"{key} {value}" for key, value in e.items()) for e in environments.values()]
-    sections = [f"# Results: {folder.name}", PREAMBLE, "\n".join(lines)]
+    sections = [f"# Results: {folder.name}", PREAMBLE, environments_of(finished)]
     for activation, tau in sorted({(r["activation"], r["tau"]) for r in finished}, reverse=True):
         chosen = [r for r in finished if (r["activation"], r["tau"]) == (activation, tau)]
         sections += _sections(chosen, f"{activation}, τ = {tau:g}")
-    failures = [f"- {r['name']}, {r['method']}, seed {r['seed']}: `{r['error']}`" for r in records if "error" in r]
-    if failures:
-        sections.append("## Failed runs\n\n" + "\n".join(failures))
-    text = "\n\n".join(sections) + "\n"
-    (folder / FILE_NAME).write_text(text)
-    return text
+    return write_report(folder, sections, records, "name")
 
 
 def _sections(records: Sequence[Record], conditions: str) -> list[str]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -14,6 +13,7 @@ from torch import Tensor, nn
 
 from benchmarks import models
 from benchmarks.fidelity.problems import DTYPE, Data, Problem, Spec, architecture_of, data_of
+from benchmarks.records import write_tensors
 from laplace_fiber.log_joint import summed_loss
 
 
@@ -101,11 +101,3 @@ def digest(settings: object, data: Data) -> str:
     """Of settings and training data."""
     content = b"".join(part.contiguous().numpy().tobytes() for part in data.train)
     return hashlib.sha256(json.dumps(settings).encode() + content).hexdigest()[:16]
-
-
-def write_tensors(path: Path, content: object) -> None:
-    """Save elsewhere and rename: another process never sees half a file."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_suffix(f".{os.getpid()}")
-    torch.save(content, unfinished)
-    unfinished.replace(path)

@@ -10,7 +10,6 @@ from __future__ import annotations
 import itertools
 import json
 import multiprocessing
-import os
 import resource
 import signal
 import tempfile
@@ -30,6 +29,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from tqdm import tqdm
 
 from benchmarks import environment
+from benchmarks.records import write_json
 from benchmarks.report import markdown_table
 from benchmarks.speed.common import Options, seconds_of
 from benchmarks.speed.networks import coloured_images, mlp, resnet18, settle_batch_norm, unit_precision
@@ -105,10 +105,7 @@ class Partial:
     def add(self, name: str, result: dict[str, Any]) -> None:
         """Keep a result."""
         self.cases[name] = result
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        unfinished = self._path.with_suffix(f".{os.getpid()}")
-        unfinished.write_text(json.dumps({"cases": self.cases}, indent=1) + "\n")
-        unfinished.replace(self._path)
+        write_json(self._path, {"cases": self.cases})
 
     def remove(self) -> None:
         """Remove the file."""
