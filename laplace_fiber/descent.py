@@ -93,8 +93,7 @@ class Descent:
         parities = [torch.tensor(short, device=theta.device) for short in (True, False)]
         for step in range(self.refinement.max_steps):
             excess = now.data_term - level.data_term
-            n_data, n_params = self.joint.n_data, theta.shape[1]
-            at = Refining(step, excess, progress, n_data, n_params, normal, effective_dimension)
+            at = Refining(step, excess, progress, self.joint.n_data, theta.shape[1], normal, effective_dimension)
             active = now.finite & self.refinement.wants_more(at)
             n_active = int(active.sum())
             if n_active == 0:

@@ -147,12 +147,8 @@ def effective_dimension(
         diagonal, total = diagonal + tail.diagonal, total + tail.total
         # The last term bounds what the coupling of Ritz pairs to the rest changes: see `converged`.
         error = tail.error + 3 * float((leading.residuals.square() / (leading.values + 1)).sum())
-    per_layer = _per_tensor(joint.network, diagonal)
-    values = leading.values.flip(0)
-    if tail is None:
-        return EffectiveDimension(total, error, per_layer, values, True, len(theta))
-    nodes = tail.values, tail.weights
-    return EffectiveDimension(total, error, per_layer, values, False, len(theta), *nodes)
+    per_layer, nodes = _per_tensor(joint.network, diagonal), () if tail is None else (tail.values, tail.weights)
+    return EffectiveDimension(total, error, per_layer, leading.values.flip(0), tail is None, len(theta), *nodes)
 
 
 def _diagonal(vectors: Float[Tensor, "k p"], shares: Float[Tensor, " k"]) -> Float[Tensor, " p"]:

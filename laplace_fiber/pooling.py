@@ -18,11 +18,11 @@ aten = torch.ops.aten
 
 def unfold_pooling(node: Node) -> None:
     """Rewrite a pooling of a recorded graph together with its derivative, if its windows lie side by side."""
-    if node.target is aten.max_pool2d_with_indices.default and _is_plain(node, 1):
+    if node.target is aten.max_pool2d_with_indices.default and _is_plain(node, maximum=True):
         _unfold_maximum(node)
-    elif node.target is aten.avg_pool2d.default and _is_plain(node, 0):
+    elif node.target is aten.avg_pool2d.default and _is_plain(node, maximum=False):
         node.replace_all_uses_with(inlined(node, partial(mean_of_windows, size=_size(node)), *node.all_input_nodes))
-    elif node.target is aten.avg_pool2d_backward.default and _is_plain(node, 0):
+    elif node.target is aten.avg_pool2d_backward.default and _is_plain(node, maximum=False):
         gradient = partial(gradient_of_mean, size=_size(node))
         node.replace_all_uses_with(inlined(node, gradient, *node.all_input_nodes[:2]))
 
@@ -77,17 +77,17 @@ def _unfold_maximum(node: Node) -> None:
         users[0].replace_all_uses_with(maxima)
 
 
-def _is_plain(node: Node, dilation: int) -> bool:
+def _is_plain(node: Node, maximum: bool) -> bool:
     """Whether a pooling on a CPU, or its derivative, has windows side by side and nothing beside them."""
     source, arguments = node.args[0], _arguments(node)
     if node.kwargs or value_of(source) is None or value_of(source).device.type != "cpu":
         return False
-    defaults = ((), (0, 0), (1, 1), False) if dilation else ((), (0, 0), False, True, None)
+    defaults = ((), (0, 0), (1, 1), False) if maximum else ((), (0, 0), False, True, None)
     values: tuple[Any, ...] = (*arguments, *defaults[len(arguments) - 1 :])
     kernel, stride, padding, *others = values
     if tuple(stride or kernel) != tuple(kernel) or any(padding):
         return False
-    if dilation:
+    if maximum:
         return set(others[0]) == {1} and not others[1]
     return not others[0] and others[2] is None
 

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from laplace_fiber.data import Batch, TrainingData
 from laplace_fiber.gauss_newton import ScaledGGN
-from laplace_fiber.log_joint import LogJoint
 
 EXACT_LIMIT = 3000
 """Weights, or data points times outputs, up to which all eigenpairs are found."""
@@ -42,16 +40,10 @@ class GGNSpectrum:
 
     Parameters
     ----------
-    joint
-        The objective: its likelihood, noise and temperature make G.
-    theta
-        θ.
-    data
-        Batches that are passed over, again and again for Lanczos. Fewer than ``joint.n_data`` points stand for all.
+    ggn
+        D G D, whose data are passed over again and again for Lanczos.
     generator
         For start vectors of Lanczos.
-    scale
-        The diagonal D: units that weights are measured in.
     rank
         At most this many eigenpairs, the largest; ``None`` takes all, or 100 of Lanczos.
     cutoff
@@ -76,20 +68,16 @@ class GGNSpectrum:
 
     def __init__(
         self,
-        joint: LogJoint,
-        theta: Float[Tensor, " p"],
-        data: Sequence[Batch] | TrainingData,
+        ggn: ScaledGGN,
         generator: torch.Generator,
         *,
-        scale: Float[Tensor, " p"] | float = 1.0,
         rank: int | None = None,
         cutoff: float = 0.0,
         exact_limit: int = EXACT_LIMIT,
     ) -> None:
-        ggn = ScaledGGN(joint, theta, data, scale)
         self.n_rows, self.exact = ggn.n_rows, ggn.decomposable(exact_limit)
         pairs = decomposition(ggn) if self.exact else krylov_pairs(ggn, generator, rank)
-        self.evaluations = ggn.evaluations
+        self.evaluations, theta = ggn.evaluations, ggn.theta
         largest = pairs.values.flip(0)[:rank]
         kept = int((largest > max(cutoff, float(largest[0]) * pairs.rounding)).sum())
         self.values = largest[:kept].to(theta)

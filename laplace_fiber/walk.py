@@ -93,7 +93,6 @@ class Walk:
         self.typical: TypicalSet | None = None
         if isinstance(settings.refinement, RefineToTypicalSet):
             self.typical = TypicalSet.near(origin, joint, data, batch, eta, settings.seed)
-        self.centre = self.typical.centre if self.typical else origin
         self.identity = {
             "settings": [f"{f.name}={getattr(settings, f.name)}" for f in fields(settings) if f.name not in IMMATERIAL],
             "n_data": data.n_data,
@@ -185,7 +184,8 @@ class Walk:
     def _level(self, batch: Batch) -> Level:
         # The whole data set is one and the same batch at every drift.
         if self._level_of is None or self._level_of[0] is not batch:
-            self._level_of = batch, Level(self.joint, batch, self.centre)
+            centre = self.typical.centre if self.typical else self.origin
+            self._level_of = batch, Level(self.joint, batch, centre)
         return self._level_of[1]
 
     def _compile_if_long(self, expected_seconds: float) -> None:

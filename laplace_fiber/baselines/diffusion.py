@@ -14,6 +14,7 @@ from torch import Tensor
 from laplace_fiber.baselines.baseline import Problem, Settings
 from laplace_fiber.baselines.stored import StoredPosterior, StoredSamples
 from laplace_fiber.data import Batch, TrainingData
+from laplace_fiber.gauss_newton import ScaledGGN
 from laplace_fiber.spectrum import GGNSpectrum
 
 MANY_SAMPLES, FEW_SAMPLES, QUICK_SIZE = 50, 5, 1000
@@ -75,9 +76,8 @@ class DiffusionPosterior(StoredPosterior[DiffusionSettings]):
 
         def local(theta: Tensor) -> GGNSpectrum:
             points = problem.data if every else some_points(problem.data, chosen.n_points or 0, problem.generator)
-            return GGNSpectrum(
-                problem.joint, theta, points, problem.generator, scale=scale, rank=chosen.rank, cutoff=chosen.cutoff
-            )
+            ggn = ScaledGGN(problem.joint, theta, points, scale)
+            return GGNSpectrum(ggn, problem.generator, rank=chosen.rank, cutoff=chosen.cutoff)
 
         first = local(problem.theta)
         evaluations, rank, paths = first.evaluations, 0, self._n_paths(first)
