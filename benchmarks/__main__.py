@@ -9,9 +9,10 @@ from pathlib import Path
 import torch
 
 from benchmarks import datasets
-from benchmarks.compared import COMPARED_METHODS, NOT_APPLICABLE
+from benchmarks.experiments import EXPERIMENTS
 from benchmarks.report import report, update_readme
-from benchmarks.run import ALL_METHODS, EXPERIMENTS, RESULTS, Run, run_all
+from benchmarks.run import run_all
+from benchmarks.runs import RESULTS, Run
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -31,17 +32,26 @@ def _demo(options: argparse.Namespace) -> int:
 
 def _run(options: argparse.Namespace) -> int:
     experiment = EXPERIMENTS[options.experiment]
+    _check("--datasets", options.datasets, experiment.datasets)
+    _check("--methods", options.methods, experiment.methods)
     runs = [
         Run(options.experiment, dataset, method, seed, options.quick, options.data_dir, options.out)
         for seed in range(options.seeds)
         for dataset in options.datasets or experiment.datasets
         for method in options.methods or experiment.methods
-        if not (experiment.compared and (dataset, method) in NOT_APPLICABLE)
+        if experiment.applies(dataset, method)
     ]
     failed = run_all(runs, options.jobs)
     for run in failed:
         print(f"failed: {run.path}")
     return 1 if failed else 0
+
+
+def _check(option: str, chosen: Sequence[str] | None, known: tuple[str, ...]) -> None:
+    """End with a message where something chosen is not known."""
+    unknown = sorted(set(chosen or ()) - set(known))
+    if unknown:
+        raise SystemExit(f"{option}: expected names among {', '.join(known)}; got {', '.join(unknown)}.")
 
 
 def _report(options: argparse.Namespace) -> int:
@@ -55,7 +65,8 @@ def _report(options: argparse.Namespace) -> int:
 
 def _list(options: argparse.Namespace) -> int:
     for name, experiment in EXPERIMENTS.items():
-        print(f"experiment {name}: {', '.join(experiment.datasets)}")
+        print(f"experiment {name}: {experiment.about}")
+        print(f"  data sets: {', '.join(experiment.datasets)}")
         print(f"  methods: {', '.join(experiment.methods)}")
     print("data sets (snelson and snelson-gap ship with the benchmarks):")
     for name, table in datasets.TABLES.items():
@@ -77,8 +88,8 @@ def _parser() -> argparse.ArgumentParser:
 
     command = commands.add_parser("run", help="carry out the runs of an experiment that are not finished")
     command.add_argument("experiment", choices=EXPERIMENTS)
-    command.add_argument("--datasets", nargs="+", choices=datasets.NAMES)
-    command.add_argument("--methods", nargs="+", choices=sorted(ALL_METHODS | COMPARED_METHODS))
+    command.add_argument("--datasets", nargs="+", help="some of the experiment's data sets")
+    command.add_argument("--methods", nargs="+", help="some of the experiment's methods")
     command.add_argument("--seeds", type=int, default=5, help="seeds 0, 1, ... (default: 5 of them)")
     command.add_argument("--quick", action="store_true", help="a trial of the machinery, with useless numbers")
     command.add_argument("--data-dir", type=Path, help="folder of the data files")

@@ -25,8 +25,8 @@ QUICK_BUDGET = Budget(n_settings=1, seconds=1.0)
 OF_SEVERAL_NETWORKS = ("mixture", "multiswag")
 """These are given several trained networks, whose training counts as part of the fit."""
 
-NOT_APPLICABLE = {("snelson", "riemannian_fisher"), ("ionosphere", "riemannian_fisher")}
-"""Pairs of data set and method that do not go together: a dense metric of more than 2,000 weights."""
+LARGE_FOR_FISHER = ("snelson", "snelson-gap", "ionosphere", "vehicle")
+"""Data sets whose networks have more than the 2,000 weights that a dense metric can take."""
 
 OPTIONS: dict[str, dict[str, Any]] = {
     "riemannian": {"n_samples_fit": 20},
@@ -64,6 +64,11 @@ def fit_compared(
     if outcome.gradient_evaluations is not None:
         info["gradient_evaluations"] = outcome.gradient_evaluations
     return Fitted(outcome.predict, training_seconds + outcome.fit_seconds, info)
+
+
+def fits_together(dataset: str, method: str) -> bool:
+    """Whether the method can be fitted to the data set's network."""
+    return not (method == "riemannian_fisher" and dataset in LARGE_FOR_FISHER)
 
 
 @contextmanager

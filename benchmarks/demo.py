@@ -17,8 +17,8 @@ from benchmarks.datasets import Dataset, load, snelson_grid
 from benchmarks.methods import METHODS, Effort
 from benchmarks.models import noise_scale, train
 from benchmarks.report import markdown_table
-from benchmarks.run import measure
 from benchmarks.style import COLOURS, MEASURES, label
+from benchmarks.tabular import scores_and_times
 from laplace_fiber.metrics import Prediction
 
 SEED = 0
@@ -39,7 +39,7 @@ def main(out: Path) -> None:
     rows, curves = {}, {}
     for method in tqdm(("map", *PANELS), desc="methods"):
         fitted = METHODS[method](model, dataset, sigma, SEED, BY_EVIDENCE)
-        rows[method] = {**measure(fitted, dataset, sigma), "settings": fitted.info}
+        rows[method] = {**scores_and_times(fitted, dataset, sigma), "settings": fitted.info}
         curves[method] = fitted.predict(dataset.scale(grid))
         rows[method]["spread_ratio"] = _spread_ratio(grid, dataset, curves[method])
     print(_table(rows))

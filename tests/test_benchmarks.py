@@ -8,10 +8,12 @@ import platform
 import pytest
 import torch
 
-from benchmarks import compared, datasets, models, run
+from benchmarks import compared, datasets, models, tabular
 from benchmarks.__main__ import main
 from benchmarks.methods import METHODS, QUICK, Fitted
 from benchmarks.report import mean_and_error, readme_block, report
+from benchmarks.run import run_all
+from benchmarks.runs import RESULTS, Run
 from benchmarks.variants import VARIANT_METHODS
 from laplace_fiber import metrics
 
@@ -142,18 +144,18 @@ def fake(monkeypatch):
         return Fitted(lambda x: torch.zeros(1, len(x), 1), 0.25, {"prior_precision": 1.0})
 
     fit.calls, fit.broken = 0, False
-    monkeypatch.setitem(run.ALL_METHODS, "fake", fit)
+    monkeypatch.setitem(tabular.OWN_METHODS, "fake", fit)
     return fit
 
 
 def make_runs(out, methods=("map", "fake")):
-    return [run.Run("first", "snelson", method, seed, quick=True, out=out) for method in methods for seed in range(2)]
+    return [Run("first", "snelson", method, seed, quick=True, out=out) for method in methods for seed in range(2)]
 
 
 def test_finished_runs_are_not_repeated(fake, tmp_path):
     runs = make_runs(tmp_path)
-    assert run.run_all(runs, jobs=1) == []
-    assert run.run_all(runs, jobs=1) == []
+    assert run_all(runs, jobs=1) == []
+    assert run_all(runs, jobs=1) == []
     assert fake.calls == 2
     record = json.loads(runs[-1].path.read_text())
     assert (record["method"], record["seed"], record["status"]) == ("fake", 1, "finished")
@@ -167,7 +169,7 @@ def test_finished_runs_are_not_repeated(fake, tmp_path):
 def test_a_failed_run_is_recorded_and_tried_again(fake, tmp_path):
     fake.broken = True
     runs = make_runs(tmp_path)
-    assert run.run_all(runs, jobs=1) == runs[2:]
+    assert run_all(runs, jobs=1) == runs[2:]
     record = json.loads(runs[-1].path.read_text())
     assert record["status"] == "failed"
     assert "fell over" in record["error"]
@@ -175,13 +177,13 @@ def test_a_failed_run_is_recorded_and_tried_again(fake, tmp_path):
     assert runs[0].finished
     assert "Failed runs" in report(runs[0].path.parent)
     fake.broken = False
-    assert run.run_all(runs, jobs=1) == []
+    assert run_all(runs, jobs=1) == []
     assert "Failed runs" not in report(runs[0].path.parent)
 
 
 def test_an_experiment_of_compared_methods_takes_them_from_the_package(tmp_path):
-    compared_run = run.Run("baselines", "snelson", "linearised", 0, quick=True, out=tmp_path)
-    assert run.run_all([compared_run], jobs=1) == []
+    compared_run = Run("snelson", "snelson", "linearised", 0, quick=True, out=tmp_path)
+    assert run_all([compared_run], jobs=1) == []
     record = json.loads(compared_run.path.read_text())
     assert record["settings"]["n_settings"] == 1
     assert record["settings"]["prior_precision"] == 1.0
@@ -192,14 +194,14 @@ def test_an_experiment_of_compared_methods_takes_them_from_the_package(tmp_path)
 def test_pairs_that_do_not_go_together_are_left_out(tmp_path):
     threads = torch.get_num_threads()
     options = ["--datasets", "snelson", "--methods", "riemannian_fisher", "--jobs", "1", "--out", str(tmp_path)]
-    assert main(["run", "baselines", *options]) == 0
+    assert main(["run", "snelson", *options]) == 0
     assert not list(tmp_path.iterdir())
     torch.set_num_threads(threads)
 
 
 def test_a_run_in_another_process_has_one_thread_and_records_its_failure(tmp_path):
-    without_data = run.Run("first", "glass", "map", 0, data_dir=tmp_path, out=tmp_path)
-    assert run.run_all([without_data], jobs=2) == [without_data]
+    without_data = Run("first", "glass", "map", 0, data_dir=tmp_path, out=tmp_path)
+    assert run_all([without_data], jobs=2) == [without_data]
     record = json.loads(without_data.path.read_text())
     assert "glass.data" in record["error"]
     assert record["environment"]["threads"] == 1
@@ -223,8 +225,8 @@ def test_report_gives_mean_and_standard_error(tmp_path):
 
 
 def test_the_readme_shows_the_committed_results():
-    readme = (run.RESULTS.parent.parent / "README.md").read_text()
-    assert readme_block(run.RESULTS / "first") in readme
+    readme = (RESULTS.parent.parent / "README.md").read_text()
+    assert readme_block(RESULTS / "first") in readme
 
 
 def test_command_line_lists_and_reports(capsys, tmp_path):

@@ -14,7 +14,7 @@ import torch
 
 from benchmarks import environment
 from benchmarks.report import FILE_NAME
-from benchmarks.run import RESULTS
+from benchmarks.runs import RESULTS
 from benchmarks.speed.common import Options
 
 NAMES = ("walk", "autoencoder", "predictions", "memory", "growth", "gpu")

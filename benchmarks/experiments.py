@@ -1,0 +1,41 @@
+"""All experiments by name."""
+
+from __future__ import annotations
+
+from benchmarks import tabular
+from benchmarks.compared import COMPARED_METHODS, fits_together
+from benchmarks.methods import METHODS
+from benchmarks.runs import Experiment
+from benchmarks.variants import VARIANT_METHODS
+
+UCI = ("australian", "breast", "glass", "ionosphere", "vehicle", "waveform")
+_FIRST = ("snelson", "snelson-gap", "banana", "australian", "glass", "ionosphere")
+
+
+def _compared(about: str, datasets: tuple[str, ...]) -> Experiment:
+    methods = tuple(COMPARED_METHODS)
+    return Experiment(
+        about, datasets, methods, tabular.measure_compared, prepare=tabular.problem, applies=fits_together
+    )
+
+
+EXPERIMENTS = {
+    "first": Experiment(
+        "FiberLaplace in four forms beside laplace-torch and an ensemble",
+        _FIRST,
+        tuple(METHODS),
+        tabular.measure_own,
+        prepare=tabular.problem,
+    ),
+    "defaults": Experiment(
+        "FiberLaplace with one default changed at a time, on validation data",
+        (*_FIRST, "breast", "waveform"),
+        tuple(VARIANT_METHODS),
+        tabular.measure_own,
+        prepare=tabular.problem,
+        part="validation",
+    ),
+    "snelson": _compared("every method on Snelson's regression, both splits", ("snelson", "snelson-gap")),
+    "banana": _compared("every method on the Banana set", ("banana",)),
+    "uci": _compared("every method on six UCI sets, standardised", UCI),
+}
