@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from benchmarks.datasets import Dataset
+from benchmarks.datasets import RAW, Dataset
 from benchmarks.methods import FULL, Effort, Fitted, Method, member_seeds, split_loader
 from benchmarks.models import train_timed, training_for
 from laplace_fiber import comparison
@@ -68,7 +68,7 @@ def fit_compared(
 
 def fits_together(dataset: str, method: str) -> bool:
     """Whether the method can be fitted to the data set's network."""
-    return not (method == "riemannian_fisher" and dataset in LARGE_FOR_FISHER)
+    return not (method == "riemannian_fisher" and dataset.removesuffix(RAW) in LARGE_FOR_FISHER)
 
 
 @contextmanager

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from benchmarks import tabular
 from benchmarks.compared import COMPARED_METHODS, fits_together
+from benchmarks.datasets import RAW, UCI
 from benchmarks.methods import METHODS
 from benchmarks.runs import Experiment
 from benchmarks.variants import VARIANT_METHODS
 
-UCI = ("australian", "breast", "glass", "ionosphere", "vehicle", "waveform")
 _FIRST = ("snelson", "snelson-gap", "banana", "australian", "glass", "ionosphere")
 
 
@@ -38,4 +38,8 @@ EXPERIMENTS = {
     "snelson": _compared("every method on Snelson's regression, both splits", ("snelson", "snelson-gap")),
     "banana": _compared("every method on the Banana set", ("banana",)),
     "uci": _compared("every method on six UCI sets, standardised", UCI),
+    "uci-raw": _compared(
+        "every method on six UCI sets, with inputs as the authors' earlier code has them",
+        tuple(name + RAW for name in UCI),
+    ),
 }

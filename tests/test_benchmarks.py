@@ -1,5 +1,6 @@
 """Splits, training, methods and runs on shipped or tiny data."""
 
+import dataclasses
 import hashlib
 import json
 import math
@@ -60,6 +61,68 @@ def test_inputs_are_standardised_by_the_training_data(table):
     assert torch.allclose(x.std(0), torch.tensor([1.0, 1.0, 0.0]), atol=1e-6)
     raw = datasets.load("banana", 0, table, standardise=False)
     assert torch.allclose(data.scale(raw.test[0]), data.test[0])
+
+
+@pytest.fixture
+def replace_table(tmp_path, monkeypatch):
+    """Puts rows of one's own in place of a data set's file, for the tables' usual reading of it; returns the folder."""
+
+    def put(name, rows):
+        text = "".join(",".join(map(str, row)) + "\n" for row in rows)
+        (tmp_path / "own.csv").write_text(text)
+        source = datasets.Source("own.csv", hashlib.sha256(text.encode()).hexdigest(), "https://example.org")
+        monkeypatch.setitem(datasets.TABLES, name, dataclasses.replace(datasets.TABLES[name], source=source))
+        return tmp_path
+
+    return put
+
+
+def all_rows(data):
+    return tuple(torch.cat([part[i] for part in (data.train, data.val, data.test)]) for i in range(2))
+
+
+def test_raw_inputs_are_those_of_the_same_split_in_their_own_unit(replace_table):
+    folder = replace_table("glass", [(i, 1000 * i, 3, (1, 2, 3, 5, 6, 7)[i % 6]) for i in range(60)])
+    scaled, raw = (datasets.load(name, 1, folder) for name in ("glass", "glass-raw"))
+    for part in ("train", "val", "test"):
+        assert torch.allclose(raw.scale(getattr(raw, part)[0]), getattr(raw, part)[0])
+        assert torch.allclose(scaled.scale(getattr(raw, part)[0]), getattr(scaled, part)[0])
+    x, y = all_rows(raw)
+    assert x[:, 0].max() == 59_000  # and the first column, an identifier, is left out
+    labels = torch.tensor([1, 2, 3, 5, 6, 7])
+    assert torch.equal(y, labels[(x[:, 0] / 1000).long() % 6])
+    assert torch.equal(y, labels[all_rows(scaled)[1]])
+    assert (raw.n_outputs, scaled.n_outputs) == (8, 6)
+    model = models.build(models.network_for("glass-raw"), raw.n_inputs, raw.n_outputs, generator())
+    assert model(raw.test[0]).shape == (18, 8)
+
+
+def test_raw_breast_codes_follow_the_labels_of_the_web_service(replace_table):
+    # In alphabetical order: 0-4, 14-Oct (10-14), 50-54, 9-May (5-9); and 0-2, 11-Sep, 14-Dec, 5-Mar, 8-Jun.
+    sizes = {"0-4": (0, 0), "10-14": (1, 1), "50-54": (3, 2), "5-9": (2, 3), "?": (-1, -1)}
+    nodes = {"0-2": (0, 0), "12-14": (1, 2), "3-5": (2, 3), "6-8": (3, 4), "9-11": (4, 1)}
+    labels = ("no-recurrence-events", "recurrence-events")
+    keys = [(size, node) for size in sizes for node in nodes] * 2
+    rows = [(labels[i % 2], i, *key, i % 3) for i, key in enumerate(keys)]
+    folder = replace_table("breast", rows)
+    (by_file, classes), (by_service, same_classes) = (
+        all_rows(datasets.load(name, 0, folder, standardise=False)) for name in ("breast", "breast-raw")
+    )
+    assert torch.equal(classes, same_classes)
+    for x, convention in ((by_file, 0), (by_service, 1)):
+        chosen = [keys[int(row)] for row in x[:, 0]]
+        expected = [
+            [sizes[size][convention], nodes[node][convention], i % 3]
+            for (size, node), i in zip(chosen, x[:, 0].int().tolist(), strict=True)
+        ]
+        assert torch.equal(x[:, 1:], torch.tensor(expected).float())
+
+
+def test_every_compared_method_takes_raw_sets_as_it_takes_standardised_ones():
+    for method in compared.COMPARED_METHODS:
+        for name in datasets.UCI:
+            assert compared.fits_together(name, method) == compared.fits_together(name + datasets.RAW, method)
+    assert not compared.fits_together("ionosphere-raw", "riemannian_fisher")
 
 
 def test_a_missing_or_altered_file_is_named(table):
