@@ -34,8 +34,9 @@ def _run(options: argparse.Namespace) -> int:
     experiment = EXPERIMENTS[options.experiment]
     _check("--datasets", options.datasets, experiment.datasets)
     _check("--methods", options.methods, experiment.methods)
+    limit = options.limit or experiment.limit_seconds
     runs = [
-        Run(options.experiment, dataset, method, seed, options.quick, options.data_dir, options.out)
+        Run(options.experiment, dataset, method, seed, options.quick, options.data_dir, options.out, limit)
         for seed in range(options.seeds)
         for dataset in options.datasets or experiment.datasets
         for method in options.methods or experiment.methods
@@ -94,6 +95,7 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--quick", action="store_true", help="a trial of the machinery, with useless numbers")
     command.add_argument("--data-dir", type=Path, help="folder of the data files")
     command.add_argument("--out", type=Path, default=RESULTS, help="folder of the results")
+    command.add_argument("--limit", type=float, help="seconds for each run (default: the experiment's)")
     command.add_argument("--jobs", type=int, default=2, help="runs at a time, on one thread each")
     command.set_defaults(command=_run)
 

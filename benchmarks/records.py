@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -14,17 +16,64 @@ import torch
 
 from benchmarks import environment
 
+_AGAIN_SECONDS = 10.0  # then time is called once more: an exception that a destructor meets is lost
 
-def write_record(path: Path, head: dict[str, Any], measure: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-    """Measure, and write the result below ``head``; a failure is written with its traceback. Returns the record."""
+
+class _OutOfTime(BaseException):
+    """No ``Exception``, since the search for settings takes those for failures of a setting and goes on."""
+
+
+def write_record(
+    path: Path, head: dict[str, Any], measure: Callable[[], dict[str, Any]], limit_seconds: float | None = None
+) -> dict[str, Any]:
+    """Measure, and write the result below ``head``; a failure is written with its traceback. Returns the record.
+
+    A measurement that takes longer than ``limit_seconds`` is a failure whose record holds the limit as
+    ``"out_of_time"``; the traceback tells how far it had come.
+    """
     record = {**head, "environment": environment.describe()}
     try:
-        record |= {"status": "finished", **measure()}
+        with time_limit(limit_seconds):
+            record |= {"status": "finished", **measure()}
     except Exception as error:  # whatever went wrong, the other runs shall go on
         record |= {"status": "failed", "error": repr(error), "traceback": traceback.format_exc()}
+        if isinstance(error, TimeoutError) and isinstance(error.__cause__, _OutOfTime):
+            record["out_of_time"] = limit_seconds
     record["time"] = datetime.now(UTC).isoformat(timespec="seconds")
     write_json(path, record)
     return record
+
+
+@contextmanager
+def time_limit(seconds: float | None) -> Iterator[None]:
+    """End what is inside after so many seconds of wall-clock time; None lets it take all the time it needs.
+
+    Only for the main thread of a process, on systems with alarm signals. A single call into compiled code is not cut
+    short, but followed by the end.
+
+    Raises
+    ------
+    TimeoutError
+        It did not finish.
+    """
+    if seconds is None:
+        yield
+        return
+
+    def stop(signal_number: int, frame: object) -> None:
+        raise _OutOfTime
+
+    previous = signal.signal(signal.SIGALRM, stop)
+    try:
+        signal.setitimer(signal.ITIMER_REAL, seconds, _AGAIN_SECONDS)
+        try:
+            yield
+        finally:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+    except _OutOfTime as interruption:
+        raise TimeoutError(f"did not finish within {seconds:g} s") from interruption
+    finally:
+        signal.signal(signal.SIGALRM, previous)
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:

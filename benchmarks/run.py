@@ -1,8 +1,9 @@
-"""Carries out runs: one JSON file each, finished ones are never repeated."""
+"""Carries out runs: one JSON file each, finished ones are never repeated, nor those that a longer limit cannot help."""
 
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Callable, Collection, Iterable, Iterator
 from concurrent.futures import Executor, ProcessPoolExecutor, as_completed
 from multiprocessing import get_context
@@ -19,11 +20,11 @@ T = TypeVar("T")
 
 
 def run_all(runs: Iterable[Run], jobs: int) -> list[Run]:
-    """Carry out the runs that are not finished, ``jobs`` at a time on one thread each; return those that failed.
+    """Carry out the runs that are not settled, ``jobs`` at a time on one thread each; return those that failed.
 
     One job runs in this process, several in processes of their own.
     """
-    pending = [run for run in runs if not run.finished]
+    pending = [run for run in runs if not run.settled]
     # What runs share first, so that two of them never make the same.
     shared = {(run.experiment, run.dataset, run.seed): run for run in pending}
     pool = None if jobs == 1 else ProcessPoolExecutor(jobs, get_context("spawn"), torch.set_num_threads, (1,))
@@ -39,7 +40,8 @@ def run_all(runs: Iterable[Run], jobs: int) -> list[Run]:
 def execute(run: Run) -> bool:
     """Carry out one run and write its file; a failure is written with its traceback. Returns whether it succeeded."""
     head = {"experiment": run.experiment, "dataset": run.dataset, "method": run.method, "seed": run.seed}
-    return write_record(run.path, head, lambda: EXPERIMENTS[run.experiment].measure(run))["status"] == "finished"
+    measure = functools.partial(EXPERIMENTS[run.experiment].measure, run)
+    return write_record(run.path, head, measure, run.limit_seconds)["status"] == "finished"
 
 
 def _prepare(run: Run) -> None:

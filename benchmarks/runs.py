@@ -15,7 +15,11 @@ RESULTS = Path(__file__).parent / "results"
 
 @dataclass(frozen=True)
 class Run:
-    """One method on one data set with one seed. ``out`` is the folder of all experiments' results."""
+    """One method on one data set with one seed.
+
+    ``out`` is the folder of all experiments' results. ``limit_seconds`` of wall-clock time is what the run may take,
+    None without end.
+    """
 
     experiment: str
     dataset: str
@@ -24,6 +28,7 @@ class Run:
     quick: bool = False
     data_dir: Path | None = None
     out: Path = RESULTS
+    limit_seconds: float | None = None
 
     @property
     def path(self) -> Path:
@@ -39,7 +44,17 @@ class Run:
     @property
     def finished(self) -> bool:
         """Whether the result exists and is no failure."""
-        return self.path.exists() and json.loads(self.path.read_text())["status"] == "finished"
+        return self._record["status"] == "finished"
+
+    @property
+    def settled(self) -> bool:
+        """Whether there is no use in carrying it out (again): finished, or out of time within at least this limit."""
+        out_of_time = self._record.get("out_of_time")
+        return self.finished or (None not in (out_of_time, self.limit_seconds) and out_of_time >= self.limit_seconds)
+
+    @property
+    def _record(self) -> dict[str, Any]:
+        return json.loads(self.path.read_text()) if self.path.exists() else {"status": "missing"}
 
 
 Measure: TypeAlias = Callable[[Run], dict[str, Any]]
@@ -67,6 +82,10 @@ class Experiment:
         of them before all runs.
     part
         The part of the data that the tables show.
+    applies
+        Whether a method can be run on a data set.
+    limit_seconds
+        What a run may take, unless the command line says otherwise; None: all the time it needs.
     """
 
     about: str
@@ -76,3 +95,4 @@ class Experiment:
     prepare: Callable[[Run], object]
     part: Literal["test", "validation"] = "test"
     applies: Callable[[str, str], bool] = _together
+    limit_seconds: float | None = None

@@ -1,10 +1,12 @@
 """Splits, training, methods and runs on shipped or tiny data."""
 
+import contextlib
 import dataclasses
 import hashlib
 import json
 import math
 import platform
+import signal
 
 import pytest
 import torch
@@ -12,6 +14,7 @@ import torch
 from benchmarks import compared, datasets, models, tabular
 from benchmarks.__main__ import main
 from benchmarks.methods import METHODS, QUICK, Fitted
+from benchmarks.records import time_limit
 from benchmarks.report import mean_and_error, readme_block, report
 from benchmarks.run import run_all
 from benchmarks.runs import RESULTS, Run
@@ -244,6 +247,37 @@ def test_a_failed_run_is_recorded_and_tried_again(fake, tmp_path):
     assert "Failed runs" not in report(runs[0].path.parent)
 
 
+def test_a_run_that_takes_too_long_is_recorded_and_not_repeated_within_the_same_limit(tmp_path, monkeypatch):
+    long = Run("snelson", "snelson", "hmc", 0, out=tmp_path, limit_seconds=0.2)
+    monkeypatch.setitem(models._TRAININGS, "snelson", SHORT)
+    assert run_all([long], jobs=1) == [long]
+    record = json.loads(long.path.read_text())
+    assert record["status"] == "failed"
+    assert record["error"] == "TimeoutError('did not finish within 0.2 s')"
+    assert record["out_of_time"] == 0.2
+    written = long.path.stat().st_mtime_ns
+    assert run_all([long, dataclasses.replace(long, limit_seconds=0.1)], jobs=1) == []
+    assert long.path.stat().st_mtime_ns == written
+    assert not dataclasses.replace(long, limit_seconds=0.3).settled
+    assert not dataclasses.replace(long, limit_seconds=None).settled
+
+
+def test_a_time_limit_ends_what_takes_failures_lightly_and_leaves_nothing_behind():
+    def endless():
+        while True:
+            with contextlib.suppress(Exception):  # as the search for settings
+                while True:
+                    pass
+
+    before = signal.getsignal(signal.SIGALRM)
+    with pytest.raises(TimeoutError, match=r"within 0\.1 s"), time_limit(0.1):
+        endless()
+    with time_limit(5):
+        pass
+    assert signal.getitimer(signal.ITIMER_REAL) == (0.0, 0.0)
+    assert signal.getsignal(signal.SIGALRM) == before
+
+
 def test_an_experiment_of_compared_methods_takes_them_from_the_package(tmp_path):
     compared_run = Run("snelson", "snelson", "linearised", 0, quick=True, out=tmp_path)
     assert run_all([compared_run], jobs=1) == []
@@ -262,9 +296,13 @@ def test_pairs_that_do_not_go_together_are_left_out(tmp_path):
     torch.set_num_threads(threads)
 
 
-def test_a_run_in_another_process_has_one_thread_and_records_its_failure(tmp_path):
-    without_data = Run("first", "glass", "map", 0, data_dir=tmp_path, out=tmp_path)
-    assert run_all([without_data], jobs=2) == [without_data]
+def test_a_run_in_another_process_has_one_thread_and_a_limit_and_records_its_failure(tmp_path):
+    without_data, without_time = (
+        Run("first", "glass", "map", seed, data_dir=tmp_path, out=tmp_path, limit_seconds=limit)
+        for seed, limit in enumerate((None, 1e-6))
+    )
+    assert set(run_all([without_data, without_time], jobs=2)) == {without_data, without_time}
+    assert "did not finish" in json.loads(without_time.path.read_text())["error"]
     record = json.loads(without_data.path.read_text())
     assert "glass.data" in record["error"]
     assert record["environment"]["threads"] == 1
