@@ -44,13 +44,15 @@ class Run:
     @property
     def finished(self) -> bool:
         """Whether the result exists and is no failure."""
-        return self._record["status"] == "finished"
+        return bool(self._record["status"] == "finished")
 
     @property
     def settled(self) -> bool:
         """Whether there is no use in carrying it out (again): finished, or out of time within at least this limit."""
-        out_of_time = self._record.get("out_of_time")
-        return self.finished or (None not in (out_of_time, self.limit_seconds) and out_of_time >= self.limit_seconds)
+        record = self._record
+        if self.limit_seconds is None or "out_of_time" not in record:
+            return bool(record["status"] == "finished")
+        return bool(record["out_of_time"] >= self.limit_seconds)
 
     @property
     def _record(self) -> dict[str, Any]:
