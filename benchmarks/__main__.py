@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks import datasets
+from benchmarks import tables
 from benchmarks.experiments import EXPERIMENTS
 from benchmarks.report import report, update_readme
 from benchmarks.run import run_all
@@ -70,8 +70,8 @@ def _list(options: argparse.Namespace) -> int:
         print(f"  data sets: {', '.join(experiment.datasets)}")
         print(f"  methods: {', '.join(experiment.methods)}")
     print("data sets (snelson and snelson-gap ship with the benchmarks):")
-    for name, table in datasets.TABLES.items():
-        print(f"  {name}: {table.source.path} from {table.source.home}")
+    for name, table in tables.TABLES.items():
+        print(f"  {name}: {table.source.path} from {table.source.address or table.source.home}")
     return 0
 
 

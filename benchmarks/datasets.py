@@ -7,22 +7,18 @@ The six UCI sets have two input conventions. By its bare name, a set has standar
 ``-raw`` it is as the authors' earlier code (``RiemannianLaplaceBNN``) has it: features in their own unit, the labels
 of ``breast`` in the form of UCI's web service, and integer classes without renumbering, so that ``glass`` has classes
 1 to 7 and the network eight outputs. The same seed gives both the same rows in each part.
-
-Files are searched in ``data_dir``, else in the folder that the environment variable ``LAPLACE_FIBER_DATA`` names, else
-in ``~/.cache/laplace-fiber``; only Snelson's files ship with the benchmarks.
 """
 
 from __future__ import annotations
 
-import csv
-import hashlib
-import os
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor
+
+from benchmarks.sources import Source, verified
+from benchmarks.tables import TABLES, read_table
 
 TEST_SHARE = 0.3
 VALIDATION_SHARE = 0.15
@@ -31,38 +27,9 @@ SNELSON_GAP = (1.5, 3.0)
 RAW = "-raw"
 """Suffix of data sets whose inputs are raw."""
 
-ENVIRONMENT_VARIABLE = "LAPLACE_FIBER_DATA"
-USER_CACHE = Path("~/.cache/laplace-fiber")
 SHIPPED = Path(__file__).parent / "data"
 
 Split = tuple[Tensor, Tensor]
-
-
-@dataclass(frozen=True)
-class Source:
-    """A file: where it lies inside the data folder, its checksum and its official home."""
-
-    path: str
-    sha256: str
-    home: str
-
-
-@dataclass(frozen=True)
-class Table:
-    """A classification set in one text file, one row per line.
-
-    ``delimiter`` None means runs of blanks. ``label`` is the index of the class column; ``dropped`` are columns that
-    are no features. ``missing`` marks a missing entry. ``served`` maps entries to the form in which UCI's web service
-    has them, where that differs: it matters to the order of the categories in the raw convention.
-    """
-
-    source: Source
-    delimiter: str | None = ","
-    label: int = -1
-    dropped: tuple[int, ...] = ()
-    missing: str = "?"
-    header: bool = False
-    served: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, eq=False)
@@ -92,8 +59,6 @@ class Dataset:
         return (raw - self.x_shift) / self.x_scale
 
 
-_UCI = "https://archive.ics.uci.edu/dataset/"
-
 SNELSON_HOME = "http://www.gatsby.ucl.ac.uk/~snelson/"
 SNELSON = {
     "train_inputs": Source(
@@ -104,74 +69,6 @@ SNELSON = {
     ),
     "test_inputs": Source(
         "snelson/test_inputs", "494c34d9632e896bbb1571f37e61c717c5e9ef4879a7ec3869b4717b45d3c0b0", SNELSON_HOME
-    ),
-}
-
-# A spreadsheet has taken these ranges (tumor-size, inv-nodes) for dates.
-_BREAST_SERVED = {
-    "5-9": "9-May",
-    "10-14": "14-Oct",
-    "3-5": "5-Mar",
-    "6-8": "8-Jun",
-    "9-11": "11-Sep",
-    "12-14": "14-Dec",
-}
-
-TABLES = {
-    "banana": Table(
-        Source(
-            "banana/banana.csv",
-            "4fb6e6ac8748456ab078a7eef75373ba682470722b0c90f2dc907985c0f855f3",
-            "https://github.com/aleximmer/BNN-predictions (data/banana/banana.csv)",
-        )
-    ),
-    "australian": Table(
-        Source(
-            "uci/australian/australian.dat",
-            "3abe5af151afa50b999a9ba21cbc884e80d80a4050b716cf88b34a2e6ecb731c",
-            f"{_UCI}143",
-        ),
-        delimiter=None,
-    ),
-    "breast": Table(
-        Source(
-            "uci/breast/breast-cancer.data",
-            "ca7d3fa97b62ff967b6894ffbb3acaaf4a51062e0149e5950b3ad6f685970b65",
-            f"{_UCI}14",
-        ),
-        label=0,
-        served=_BREAST_SERVED,
-    ),
-    "glass": Table(
-        Source(
-            "uci/glass/glass.data",
-            "dd67373f4baf2807345df02cbfef2093d342e61ad0d82a4fb79af43ef8ce449d",
-            f"{_UCI}42",
-        ),
-        dropped=(0,),
-    ),
-    "ionosphere": Table(
-        Source(
-            "uci/ionosphere/ionosphere.data",
-            "46d52186b84e20be52918adb93e8fb9926b34795ff7504c24350ae0616a04bbd",
-            f"{_UCI}52",
-        )
-    ),
-    "vehicle": Table(
-        Source(
-            "uci/vehicle_coupon/in-vehicle-coupon-recommendation.csv",
-            "87e841f5d41cdaf31a09d0a0770187b2fc9cabe4171c30bf7ea2182dd074abaa",
-            f"{_UCI}603",
-        ),
-        missing="",
-        header=True,
-    ),
-    "waveform": Table(
-        Source(
-            "uci/waveform/waveform.data",
-            "da332f3121943f586826f5d1b2cdd354548c59f71ddbf28c4d0c2eb623d7bfc3",
-            f"{_UCI}107",
-        )
     ),
 }
 
@@ -192,7 +89,7 @@ def load(name: str, seed: int, data_dir: str | Path | None = None, standardise: 
     if (table := TABLES.get(name.removesuffix(RAW))) is not None:
         raw = name.endswith(RAW)
         standardise = standardise and not raw
-        x, y = _classification(table, data_dir, raw)
+        x, y = read_table(table, data_dir, raw)
         order = torch.randperm(len(x), generator=generator)
         n_test = round(TEST_SHARE * len(x))
         likelihood, n_outputs = "classification", int(y.max()) + 1
@@ -228,65 +125,6 @@ def _split(
     return Dataset(name, likelihood, n_outputs=n_outputs, x_shift=shift, x_scale=scale, **parts)
 
 
-def _classification(table: Table, data_dir: str | Path | None, raw: bool) -> Split:
-    """All rows: features (b, d) float32 and classes (b,) int64, numbered in the order of the sorted labels.
-
-    ``raw``: categories are coded in the form of UCI's web service, and integer labels stay as they are.
-    """
-    text = _read(table.source, data_dir).splitlines()[int(table.header) :]
-    lines = [line for line in text if line.strip()]
-    rows = list(csv.reader(lines, delimiter=table.delimiter)) if table.delimiter else [line.split() for line in lines]
-    columns = list(zip(*rows, strict=True))
-    label = range(len(columns))[table.label]
-    features = [c for i, c in enumerate(columns) if i != label and i not in table.dropped]
-    if raw:
-        features = [tuple(table.served.get(entry, entry) for entry in c) for c in features]
-    x = torch.tensor([_encode(c, table.missing) for c in features], dtype=torch.float32).T.contiguous()
-    return x, torch.tensor(_raw_classes(columns[label]) if raw else _codes(columns[label]))
-
-
-def _raw_classes(labels: Sequence[str]) -> list[int]:
-    """Integer labels as they are; any others as codes."""
-    try:
-        return [int(entry) for entry in labels]
-    except ValueError:
-        return _codes(labels)
-
-
-def _encode(column: Sequence[str], missing: str) -> list[float]:
-    """A column of numbers as it is; any other as codes of its values in alphabetical order, -1 where missing."""
-    try:
-        return [float(entry) for entry in column]
-    except ValueError:
-        return [float(code) for code in _codes(column, missing)]
-
-
-def _codes(column: Sequence[str], missing: str | None = None) -> list[int]:
-    """Position of each entry among the sorted distinct entries, -1 where missing."""
-    values = sorted(set(column) - {missing})
-    code = {value: position for position, value in enumerate(values)} | {missing: -1}
-    return [code[entry] for entry in column]
-
-
 def _numbers(source: Source) -> Tensor:
     """One number per line of a shipped file -> (b, 1) float32."""
-    return torch.tensor([float(line) for line in _read(source, SHIPPED).split()]).unsqueeze(1)
-
-
-def _read(source: Source, data_dir: str | Path | None) -> str:
-    """The text of a file whose checksum has been verified."""
-    folder = Path(data_dir or os.environ.get(ENVIRONMENT_VARIABLE) or USER_CACHE).expanduser()
-    path = folder / source.path
-    if not path.is_file():
-        raise FileNotFoundError(
-            f"Expected the file {source.path}; it is not in {folder}. Get it from {source.home} and put it there, or "
-            f"name the folder that holds it (--data-dir or the environment variable {ENVIRONMENT_VARIABLE})."
-        )
-    content = path.read_bytes()
-    digest = hashlib.sha256(content).hexdigest()
-    if digest != source.sha256:
-        raise ValueError(
-            f"{path} should have sha256 {source.sha256}, but has {digest}: it is another version or damaged. "
-            f"Get it anew from {source.home}."
-        )
-    return content.decode()
+    return torch.tensor([float(line) for line in verified(source, SHIPPED).split()]).unsqueeze(1)

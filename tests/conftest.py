@@ -15,6 +15,14 @@ def _one_thread():
     torch.set_num_threads(1)
 
 
+@pytest.fixture(autouse=True)
+def _no_network(monkeypatch):
+    """Benchmarks fetch files that are missing; tests do not, nor do the processes that they start."""
+    for scheme in ("http", "https"):
+        monkeypatch.setenv(f"{scheme}_proxy", "http://127.0.0.1:9")  # the port that discards, mostly closed
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+
+
 @pytest.fixture(scope="module")
 def classification():
     model, data = classifier()

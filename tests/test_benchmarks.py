@@ -11,13 +11,14 @@ import signal
 import pytest
 import torch
 
-from benchmarks import compared, datasets, models, tabular
+from benchmarks import compared, datasets, models, tables, tabular
 from benchmarks.__main__ import main
 from benchmarks.methods import METHODS, QUICK, Fitted
 from benchmarks.records import time_limit
 from benchmarks.report import mean_and_error, readme_block, report
 from benchmarks.run import run_all
 from benchmarks.runs import RESULTS, Run
+from benchmarks.sources import Source
 from benchmarks.variants import VARIANT_METHODS
 from laplace_fiber import metrics
 
@@ -41,8 +42,8 @@ def table(tmp_path, monkeypatch):
     """A set of 40 rows: a number, a category with missing entries, a constant, and a label 'yes' or 'no'."""
     text = "".join(f"{i},{'?' if i % 5 == 0 else 'ab'[i % 2]},3,{'yes' if i % 4 else 'no'}\n" for i in range(40))
     (tmp_path / "tiny.csv").write_text(text)
-    source = datasets.Source("tiny.csv", hashlib.sha256(text.encode()).hexdigest(), "https://example.org")
-    monkeypatch.setitem(datasets.TABLES, "banana", datasets.Table(source))
+    source = Source("tiny.csv", hashlib.sha256(text.encode()).hexdigest(), "https://example.org")
+    monkeypatch.setitem(tables.TABLES, "banana", tables.Table(source))
     return tmp_path
 
 
@@ -73,8 +74,8 @@ def replace_table(tmp_path, monkeypatch):
     def put(name, rows):
         text = "".join(",".join(map(str, row)) + "\n" for row in rows)
         (tmp_path / "own.csv").write_text(text)
-        source = datasets.Source("own.csv", hashlib.sha256(text.encode()).hexdigest(), "https://example.org")
-        monkeypatch.setitem(datasets.TABLES, name, dataclasses.replace(datasets.TABLES[name], source=source))
+        source = Source("own.csv", hashlib.sha256(text.encode()).hexdigest(), "https://example.org")
+        monkeypatch.setitem(tables.TABLES, name, dataclasses.replace(tables.TABLES[name], source=source))
         return tmp_path
 
     return put
