@@ -11,14 +11,16 @@ of ``breast`` in the form of UCI's web service, and integer classes without renu
 
 from __future__ import annotations
 
+import hashlib
+import json
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from benchmarks.sources import Source, verified
-from benchmarks.tables import TABLES, read_table
+from benchmarks.sources import Source, present, verified
+from benchmarks.tables import TABLES, parse_table, read_text, stand_in_text
 
 TEST_SHARE = 0.3
 VALIDATION_SHARE = 0.15
@@ -29,7 +31,26 @@ RAW = "-raw"
 
 SHIPPED = Path(__file__).parent / "data"
 
+LAYERS = "layers-"
+"""Prefix of Snelson's data for networks of that many hidden layers."""
+
+LAYERED = tuple(f"{LAYERS}{depth}" for depth in range(1, 10))
+
 Split = tuple[Tensor, Tensor]
+
+
+@dataclass(frozen=True, eq=False)
+class Rows:
+    """Which rows of a file, counted from 0, are in each part; in the order of the part."""
+
+    train: Tensor
+    val: Tensor
+    test: Tensor
+
+    def digest(self) -> str:
+        """The first 16 hexadecimal digits of the SHA-256 of the rows as JSON, ``[[train], [val], [test]]``."""
+        rows = json.dumps([part.tolist() for part in (self.train, self.val, self.test)])
+        return hashlib.sha256(rows.encode()).hexdigest()[:16]
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,7 +58,8 @@ class Dataset:
     """One seeded split of a data set.
 
     ``train``, ``val`` and ``test`` are pairs (x, y): x (b, d) float32; y (b,) int64 classes 0..n_outputs-1, or (b, 1)
-    float32 targets in their original unit. ``x = (raw - x_shift) / x_scale``.
+    float32 targets in their original unit. ``x = (raw - x_shift) / x_scale``. ``rows`` tells where they stand in the
+    file; ``stand_in``: the data are generated, since a quick run has no file.
     """
 
     name: str
@@ -48,6 +70,8 @@ class Dataset:
     n_outputs: int
     x_shift: Tensor
     x_scale: Tensor
+    rows: Rows | None = None
+    stand_in: bool = False
 
     @property
     def n_inputs(self) -> int:
@@ -73,56 +97,60 @@ SNELSON = {
 }
 
 UCI = ("australian", "breast", "glass", "ionosphere", "vehicle", "waveform")
-NAMES = ("snelson", "snelson-gap", *TABLES, *(name + RAW for name in UCI))
+NAMES = ("snelson", "snelson-gap", *LAYERED, *TABLES, *(name + RAW for name in UCI))
 
 
-def load(name: str, seed: int, data_dir: str | Path | None = None, standardise: bool = True) -> Dataset:
+def load(
+    name: str, seed: int, data_dir: str | Path | None = None, standardise: bool = True, quick: bool = False
+) -> Dataset:
     """The data set ``name``, split by ``seed``.
 
     ``standardise`` brings every feature to mean 0 and standard deviation 1 over the training data (constant features
     to 0), unless the name ends in ``-raw``. Targets are never changed, so that errors and noise of ``snelson`` keep the
-    data's unit.
+    data's unit. ``quick`` replaces a file that the data folder lacks by a generated one.
     """
     if name not in NAMES:
         raise ValueError(f"Expected a data set among {', '.join(NAMES)}; got {name!r}.")
-    generator = torch.Generator().manual_seed(seed)
+    held_out, raw, stand_in = None, name.endswith(RAW), False
     if (table := TABLES.get(name.removesuffix(RAW))) is not None:
-        raw = name.endswith(RAW)
-        standardise = standardise and not raw
-        x, y = read_table(table, data_dir, raw)
-        order = torch.randperm(len(x), generator=generator)
-        n_test = round(TEST_SHARE * len(x))
+        stand_in = quick and not present(table.source, data_dir)
+        x, y = parse_table(table, stand_in_text(table) if stand_in else read_text(table, data_dir), raw)
         likelihood, n_outputs = "classification", int(y.max()) + 1
     else:
         x, y = _numbers(SNELSON["train_inputs"]), _numbers(SNELSON["train_outputs"])
-        order = torch.randperm(len(x), generator=generator)
-        if name == "snelson-gap":
-            gap = ((x > SNELSON_GAP[0]) & (x < SNELSON_GAP[1])).flatten()[order]
-            order, n_test = torch.cat([order[gap], order[~gap]]), int(gap.sum())
-        else:
-            n_test = SNELSON_TEST_POINTS
         likelihood, n_outputs = "regression", 1
-    return _split(name, likelihood, x, y, order, n_test, n_outputs, standardise)
+        if name == "snelson-gap":
+            held_out = ((x > SNELSON_GAP[0]) & (x < SNELSON_GAP[1])).flatten()
+    n_test = round(TEST_SHARE * len(x)) if table is not None else SNELSON_TEST_POINTS
+    rows = split_rows(len(x), n_test, seed, held_out)
+    shift, scale = torch.zeros(x.shape[1]), torch.ones(x.shape[1])
+    if standardise and not raw:
+        scale, shift = torch.std_mean(x[rows.train], dim=0)
+        scale = torch.where(scale > 0, scale, 1.0)
+    x = (x - shift) / scale
+    parts = {part: (x[chosen], y[chosen]) for part, chosen in vars(rows).items()}
+    return Dataset(
+        name, likelihood, n_outputs=n_outputs, x_shift=shift, x_scale=scale, rows=rows, stand_in=stand_in, **parts
+    )
+
+
+def split_rows(n_rows: int, n_test: int, seed: int, held_out: Tensor | None = None) -> Rows:
+    """A split that the number of rows and the seed fix; ``held_out`` (n_rows,) marks test rows, instead of ``n_test``.
+
+    A random order of all rows: test rows first, validation rows next, training rows last.
+    """
+    order = torch.randperm(n_rows, generator=torch.Generator().manual_seed(seed))
+    if held_out is not None:
+        outside = held_out[order]
+        order, n_test = torch.cat([order[outside], order[~outside]]), int(held_out.sum())
+    n_val = round(VALIDATION_SHARE * (n_rows - n_test))
+    test, val, train = order.split([n_test, n_val, n_rows - n_test - n_val])
+    return Rows(train, val, test)
 
 
 def snelson_grid() -> Tensor:
     """Snelson's 301 inputs from -3 to 10 (301, 1), in the data's unit; they have no targets."""
     return _numbers(SNELSON["test_inputs"])
-
-
-def _split(
-    name: str, likelihood: str, x: Tensor, y: Tensor, order: Tensor, n_test: int, n_outputs: int, standardise: bool
-) -> Dataset:
-    """Rows ``order[:n_test]`` are test data; validation data follow, then training data."""
-    n_val = round(VALIDATION_SHARE * (len(order) - n_test))
-    test, val, train = order.split([n_test, n_val, len(order) - n_test - n_val])
-    shift, scale = torch.zeros(x.shape[1]), torch.ones(x.shape[1])
-    if standardise:
-        scale, shift = torch.std_mean(x[train], dim=0)
-        scale = torch.where(scale > 0, scale, 1.0)
-    x = (x - shift) / scale
-    parts = {"train": (x[train], y[train]), "val": (x[val], y[val]), "test": (x[test], y[test])}
-    return Dataset(name, likelihood, n_outputs=n_outputs, x_shift=shift, x_scale=scale, **parts)
 
 
 def _numbers(source: Source) -> Tensor:

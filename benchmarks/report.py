@@ -95,7 +95,20 @@ def records_in(folder: Path) -> list[Record]:
 def _preamble(finished: Sequence[Record], part: str) -> str:
     """How to read the tables, and the environments of the runs."""
     lead = f"{part.capitalize()} data; mean ± standard error over seeds. "
-    return f"{lead}In brackets: the number of seeds where some are missing.\n{environments_of(finished)}"
+    lines = [f"{lead}In brackets: the number of seeds where some are missing.", *_split_remarks(finished)]
+    return "\n".join([*lines, environments_of(finished)])
+
+
+def _split_remarks(finished: Sequence[Record]) -> list[str]:
+    """Data sets whose methods did not see the same rows, and those that were generated in place of a file."""
+    splits: dict[tuple[str, int], set[str]] = {}
+    for record in finished:
+        if "split" in record:
+            splits.setdefault((record["dataset"], record["seed"]), set()).add(record["split"])
+    differing = [f"{dataset} (seed {seed})" for (dataset, seed), digests in splits.items() if len(digests) > 1]
+    generated = sorted({record["dataset"] for record in finished if record.get("stand_in")})
+    remarks = {"Methods saw different rows": differing, "Generated in place of a file": generated}
+    return [f"**{title}: {', '.join(names)}.**" for title, names in remarks.items() if names]
 
 
 def environments_of(finished: Sequence[Record]) -> str:

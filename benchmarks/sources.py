@@ -72,6 +72,11 @@ def data_folder(data_dir: str | Path | None = None) -> Path:
     return Path(data_dir or os.environ.get(ENVIRONMENT_VARIABLE) or USER_CACHE).expanduser()
 
 
+def present(source: Source, data_dir: str | Path | None = None) -> bool:
+    """Whether the data folder holds the file."""
+    return (data_folder(data_dir) / source.path).is_file()
+
+
 def verified(source: Source, data_dir: str | Path | None = None) -> bytes:
     """The content of a file whose checksum has been verified; it is fetched where the data folder lacks it.
 

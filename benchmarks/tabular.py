@@ -31,7 +31,7 @@ def training_of(run: Run) -> Training:
 
 def problem(run: Run) -> tuple[Dataset, nn.Module]:
     """The data and the trained network."""
-    dataset = load(run.dataset, run.seed, run.data_dir)
+    dataset = load(run.dataset, run.seed, run.data_dir, quick=run.quick)
     return dataset, train(dataset, run.seed, training_of(run))
 
 
@@ -43,6 +43,12 @@ def measure_own(run: Run) -> dict[str, Any]:
 def measure_compared(run: Run) -> dict[str, Any]:
     """A method of ``laplace_fiber.comparison``, tuned on the validation data."""
     return _results(run, COMPARED_METHODS[run.method])
+
+
+def data_of(dataset: Dataset) -> dict[str, Any]:
+    """What a record tells of the data: a digest of the rows in each part, and whether they are a generated stand-in."""
+    split = {"split": dataset.rows.digest()} if dataset.rows else {}
+    return split | ({"stand_in": True} if dataset.stand_in else {})
 
 
 def scores_and_times(fitted: Fitted, dataset: Dataset, sigma: float) -> dict[str, Any]:
@@ -64,4 +70,4 @@ def _results(run: Run, method: Method) -> dict[str, Any]:
     fitted = method(model, dataset, sigma, run.seed, run.effort)
     measured = scores_and_times(fitted, dataset, sigma)
     settings = {"sigma_noise": sigma, "training": asdict(training_of(run)), "effort": asdict(run.effort), **fitted.info}
-    return {**measured, "peak_memory_mib": environment.peak_memory_mib(), "settings": settings}
+    return {**data_of(dataset), **measured, "peak_memory_mib": environment.peak_memory_mib(), "settings": settings}

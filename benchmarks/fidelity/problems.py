@@ -134,7 +134,7 @@ def data_of(spec: Spec, data_dir: str | Path | None = None) -> Data:
 
 def _loaded(spec: Spec, data_dir: str | Path | None) -> Data:
     """A set of the benchmarks, standardised; Snelson's targets keep their unit."""
-    loaded = datasets.load(spec.name, spec.seed, data_dir)
+    loaded = datasets.load(spec.name, spec.seed, data_dir, quick=spec.quick)
     train, test = (_double(part) for part in (loaded.train, loaded.test))
     if spec.name == "snelson":
         inside, outside = _grids(train[0])
