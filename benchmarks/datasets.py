@@ -59,8 +59,8 @@ class Table:
 class Dataset:
     """One seeded split of a data set.
 
-    ``train``, ``val`` and ``test`` are pairs (x, y): x (b, d) float32; y (b,) int64 classes 0..n_outputs-1, or (b, 1)
-    float32 targets in their original unit. ``x = (raw - x_shift) / x_scale``.
+    ``train``, ``val`` and ``test`` are pairs (x, y): x (b, d) float32, or images (b, channels, h, w); y (b,) int64
+    classes 0..n_outputs-1, or (b, 1) float32 targets in their original unit. ``x = (raw - x_shift) / x_scale``.
     """
 
     name: str
@@ -75,7 +75,7 @@ class Dataset:
     @property
     def n_inputs(self) -> int:
         """Number of features."""
-        return self.x_shift.numel()
+        return self.train[0][0].numel()
 
     def scale(self, raw: Tensor) -> Tensor:
         """Inputs (b, d) in the data's own unit -> inputs as the network sees them."""
@@ -237,18 +237,32 @@ def _numbers(source: Source) -> Tensor:
 
 def _read(source: Source, data_dir: str | Path | None) -> str:
     """The text of a file whose checksum has been verified."""
-    folder = Path(data_dir or os.environ.get(ENVIRONMENT_VARIABLE) or USER_CACHE).expanduser()
+    return read(source, data_dir).decode()
+
+
+def data_folder(data_dir: str | Path | None) -> Path:
+    """Where the data files are."""
+    return Path(data_dir or os.environ.get(ENVIRONMENT_VARIABLE) or USER_CACHE).expanduser()
+
+
+def read(source: Source, data_dir: str | Path | None) -> bytes:
+    """A file whose checksum has been verified."""
+    folder = data_folder(data_dir)
     path = folder / source.path
     if not path.is_file():
         raise FileNotFoundError(
             f"Expected the file {source.path}; it is not in {folder}. Get it from {source.home} and put it there, or "
             f"name the folder that holds it (--data-dir or the environment variable {ENVIRONMENT_VARIABLE})."
         )
-    content = path.read_bytes()
+    return verified(path.read_bytes(), source, path)
+
+
+def verified(content: bytes, source: Source, path: Path) -> bytes:
+    """The content, if it has the source's checksum; ``path`` is where it was found."""
     digest = hashlib.sha256(content).hexdigest()
     if digest != source.sha256:
         raise ValueError(
             f"{path} should have sha256 {source.sha256}, but has {digest}: it is another version or damaged. "
             f"Get it anew from {source.home}."
         )
-    return content.decode()
+    return content

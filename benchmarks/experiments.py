@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from benchmarks import tabular
+from benchmarks import image_runs, tabular
 from benchmarks.compared import COMPARED_METHODS, fits_together
 from benchmarks.methods import METHODS
 from benchmarks.runs import Experiment
@@ -17,6 +17,10 @@ def _compared(about: str, datasets: tuple[str, ...]) -> Experiment:
     return Experiment(
         about, datasets, methods, tabular.measure_compared, prepare=tabular.problem, applies=fits_together
     )
+
+
+def _images(about: str, datasets: tuple[str, ...]) -> Experiment:
+    return Experiment(about, datasets, tuple(COMPARED_METHODS), image_runs.measure, prepare=image_runs.problem)
 
 
 EXPERIMENTS = {
@@ -38,4 +42,9 @@ EXPERIMENTS = {
     "snelson": _compared("every method on Snelson's regression, both splits", ("snelson", "snelson-gap")),
     "banana": _compared("every method on the Banana set", ("banana",)),
     "uci": _compared("every method on six UCI sets, standardised", UCI),
+    "mnist": _images("every method on MNIST, also rotated, and against FashionMNIST", ("mnist",)),
+    "fashion": _images("every method on FashionMNIST, and against MNIST", ("fashion",)),
 }
+
+SAME_RUNS = {"rotated-mnist": "mnist"}
+"""Names for the runs of another experiment, which measure this, too."""

@@ -12,13 +12,14 @@ import math
 import time
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeAlias
 
 import torch
 from torch import nn
 from torch.nn import functional
 
 from benchmarks.datasets import Dataset
+from benchmarks.networks import ConvNet, ResNet, built_from
 from benchmarks.records import write_tensors
 
 CACHE = Path(__file__).parent / ".cache"
@@ -52,16 +53,27 @@ class Training:
         return replace(self, epochs=max(1, round(share * self.epochs)))
 
 
+Architecture: TypeAlias = Network | ConvNet | ResNet
+
 _UCI_NETWORK = Network((32, 32), "relu")
-_NETWORKS = {"snelson": Network((32, 32, 32), "relu"), "banana": Network((16, 16), "tanh")}
+_NETWORKS: dict[str, Architecture] = {
+    "snelson": Network((32, 32, 32), "relu"),
+    "banana": Network((16, 16), "tanh"),
+    "mnist": ConvNet(),
+    "fashion": ConvNet(),
+    "cifar10-small": ResNet((16, 32, 64), n_blocks=1),
+    "cifar10": ResNet(),
+}
 # Snelson: 10,000 epochs with a cosine end instead of the paper's 50,000 at a constant rate; README.md compares them.
 _TRAININGS = {
     "snelson": Training("adam", lr=1e-2, batch_size=None, epochs=10_000, cosine=True),
     "banana": Training(lr=1e-2, epochs=200),
+    "mnist": Training(lr=3e-3, epochs=30, cosine=True),
+    "fashion": Training(lr=3e-3, epochs=30, cosine=True),
 }
 
 
-def network_for(name: str) -> Network:
+def network_for(name: str) -> Architecture:
     """The network of a data set (``snelson-gap`` has that of ``snelson``)."""
     return _NETWORKS.get(name.removesuffix("-gap"), _UCI_NETWORK)
 
@@ -81,7 +93,10 @@ def train_timed(dataset: Dataset, seed: int, training: Training | None = None) -
     training = training or training_for(dataset.name)
     network = network_for(dataset.name)
     generator = torch.Generator().manual_seed(seed)
-    model = build(network, dataset.n_inputs, dataset.n_outputs, generator)
+    if isinstance(network, Network):
+        model = build(network, dataset.n_inputs, dataset.n_outputs, generator)
+    else:
+        model = built_from(network, dataset.n_outputs, generator)
     path = CACHE / f"{dataset.name}-{seed}-{_key(dataset, network, training)}.pt"
     if path.exists():
         saved = torch.load(path, weights_only=True)
@@ -139,7 +154,7 @@ def _fit(model: nn.Module, dataset: Dataset, training: Training, generator: torc
                 schedule.step()
 
 
-def _key(dataset: Dataset, network: Network, training: Training) -> str:
+def _key(dataset: Dataset, network: Architecture, training: Training) -> str:
     """A digest of everything, apart from the seed, that the trained weights depend on."""
     settings = json.dumps([asdict(network), asdict(training)]).encode()
     data = b"".join(t.numpy().tobytes() for t in dataset.train)

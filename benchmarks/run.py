@@ -6,12 +6,13 @@ import contextlib
 from collections.abc import Callable, Collection, Iterable, Iterator
 from concurrent.futures import Executor, ProcessPoolExecutor, as_completed
 from multiprocessing import get_context
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from tqdm import tqdm
 
 from benchmarks.experiments import EXPERIMENTS
+from benchmarks.limits import within
 from benchmarks.records import write_record
 from benchmarks.runs import Run
 
@@ -39,7 +40,12 @@ def run_all(runs: Iterable[Run], jobs: int) -> list[Run]:
 def execute(run: Run) -> bool:
     """Carry out one run and write its file; a failure is written with its traceback. Returns whether it succeeded."""
     head = {"experiment": run.experiment, "dataset": run.dataset, "method": run.method, "seed": run.seed}
-    return write_record(run.path, head, lambda: EXPERIMENTS[run.experiment].measure(run))["status"] == "finished"
+    experiment = EXPERIMENTS[run.experiment]
+
+    def measure() -> dict[str, Any]:
+        return within(experiment.time_limit, lambda: experiment.measure(run))
+
+    return write_record(run.path, head, measure)["status"] == "finished"
 
 
 def _prepare(run: Run) -> None:

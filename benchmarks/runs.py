@@ -67,6 +67,8 @@ class Experiment:
         of them before all runs.
     part
         The part of the data that the tables show.
+    time_limit
+        Seconds of one run; one that takes longer is recorded as failed, with its progress.
     """
 
     about: str
@@ -76,3 +78,4 @@ class Experiment:
     prepare: Callable[[Run], object]
     part: Literal["test", "validation"] = "test"
     applies: Callable[[str, str], bool] = _together
+    time_limit: float = 3600.0
