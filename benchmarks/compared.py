@@ -13,7 +13,7 @@ from torch import nn
 from tqdm import tqdm
 
 from benchmarks.datasets import Dataset
-from benchmarks.methods import FULL, Effort, Fitted, Method, member_seeds, split_loader
+from benchmarks.methods import FULL, LOADER_BATCH, Effort, Fitted, Method, member_seeds, split_loader
 from benchmarks.models import train_timed, training_for
 from laplace_fiber import comparison
 from laplace_fiber.comparison.task import Task
@@ -41,10 +41,11 @@ OPTIONS: dict[str, dict[str, Any]] = {
 
 @dataclass(frozen=True)
 class Choice:
-    """What the choice of a method's settings may cost, and those that it leaves alone."""
+    """What the choice of a method's settings may cost, those that it leaves alone, and the size of minibatches."""
 
     budget: Budget
     options: dict[str, Any] = field(default_factory=dict)
+    batch_size: int = LOADER_BATCH
 
 
 def fit_compared(
@@ -67,9 +68,9 @@ def fit_compared(
     if name in OF_SEVERAL_NETWORKS:
         members = [train_timed(dataset, s, training) for s in member_seeds(seed, effort)]
         models, training_seconds = tuple(m for m, _ in members), sum(seconds for _, seconds in members)
-    loaders = split_loader(dataset.train), split_loader(dataset.val)
-    task = Task(models, dataset.likelihood, *loaders, sigma, effort.n_samples)
     chosen = choice or Choice(BUDGET if effort == FULL else QUICK_BUDGET, OPTIONS.get(name, {}))
+    loaders = split_loader(dataset.train, chosen.batch_size), split_loader(dataset.val)
+    task = Task(models, dataset.likelihood, *loaders, sigma, effort.n_samples)
     method, budget = comparison.method(name, **chosen.options), chosen.budget
     with _random_state_of(seed), tqdm(desc="settings", total=budget.n_settings) as bar:
 
