@@ -20,7 +20,10 @@ def _compared(about: str, datasets: tuple[str, ...]) -> Experiment:
 
 
 def _images(about: str, datasets: tuple[str, ...]) -> Experiment:
-    return Experiment(about, datasets, tuple(COMPARED_METHODS), image_runs.measure, prepare=image_runs.problem)
+    methods = tuple(COMPARED_METHODS)
+    return Experiment(
+        about, datasets, methods, image_runs.measure, prepare=image_runs.trained, applies=image_runs.applies
+    )
 
 
 EXPERIMENTS = {
@@ -44,7 +47,15 @@ EXPERIMENTS = {
     "uci": _compared("every method on six UCI sets, standardised", UCI),
     "mnist": _images("every method on MNIST, also rotated, and against FashionMNIST", ("mnist",)),
     "fashion": _images("every method on FashionMNIST, and against MNIST", ("fashion",)),
+    "cifar10": _images(
+        "10,000 images of CIFAR-10, also corrupted, and a small residual network: last two layers and all weights",
+        ("cifar10-small", "cifar10-small-all"),
+    ),
+    "cifar10-resnet18": _images(
+        "CIFAR-10, also corrupted, and ResNet-18: last two layers and all weights (needs a GPU)",
+        ("cifar10", "cifar10-all"),
+    ),
 }
 
-SAME_RUNS = {"rotated-mnist": "mnist"}
+SAME_RUNS = {"rotated-mnist": "mnist", "cifar10c": "cifar10"}
 """Names for the runs of another experiment, which measure this, too."""

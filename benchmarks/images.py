@@ -157,6 +157,11 @@ def pixels(images: Tensor) -> Tensor:
     return images.float() / 255
 
 
+def levels(x: Tensor, dataset: Dataset) -> Tensor:
+    """The uint8 images behind a data set's inputs."""
+    return (255 * (x * dataset.x_scale + dataset.x_shift)).round().clamp(0, 255).to(torch.uint8)
+
+
 def first_of_each_class(y: Tensor, share: float) -> Tensor:
     """Indices, in the order of the file, of the first ``share`` of each class, rounded down."""
     chosen = [torch.nonzero(y == c).flatten() for c in y.unique()]

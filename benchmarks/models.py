@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Literal, TypeAlias
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional
 
 from benchmarks.datasets import Dataset
@@ -55,6 +55,14 @@ class Training:
 
 Architecture: TypeAlias = Network | ConvNet | ResNet
 
+
+@dataclass(frozen=True)
+class AugmentedTraining(Training):
+    """A schedule whose batches of images are mirrored at random, and shifted by up to ``shift`` pixels."""
+
+    shift: int = 4
+
+
 _UCI_NETWORK = Network((32, 32), "relu")
 _NETWORKS: dict[str, Architecture] = {
     "snelson": Network((32, 32, 32), "relu"),
@@ -70,6 +78,8 @@ _TRAININGS = {
     "banana": Training(lr=1e-2, epochs=200),
     "mnist": Training(lr=3e-3, epochs=30, cosine=True),
     "fashion": Training(lr=3e-3, epochs=30, cosine=True),
+    "cifar10-small": AugmentedTraining(lr=5e-3, weight_decay=0.05, batch_size=128, epochs=30, cosine=True),
+    "cifar10": AugmentedTraining(lr=2e-3, weight_decay=0.05, batch_size=128, epochs=100, cosine=True),
 }
 
 
@@ -148,10 +158,24 @@ def _fit(model: nn.Module, dataset: Dataset, training: Training, generator: torc
         order = torch.randperm(len(x), generator=generator)
         for x_batch, y_batch in zip(x[order].split(batch_size), y[order].split(batch_size), strict=True):
             optimizer.zero_grad()
+            if isinstance(training, AugmentedTraining):
+                x_batch = augmented(x_batch, training.shift, generator)
             loss_function(model(x_batch), y_batch).backward()
             optimizer.step()
             if schedule is not None:
                 schedule.step()
+
+
+def augmented(x: Tensor, shift: int, generator: torch.Generator) -> Tensor:
+    """Images (b, channels, h, w), each mirrored left to right or not, and shifted within a margin of zeros."""
+    mirrored = torch.rand(len(x), generator=generator) < 0.5
+    x = torch.where(mirrored[:, None, None, None], x.flip(-1), x)
+    rows, columns = x.shape[2:]
+    down, right = torch.randint(2 * shift + 1, (2, len(x), 1), generator=generator)
+    padded = functional.pad(x, (shift,) * 4)
+    every = torch.arange(len(x))[:, None, None]
+    places = (down + torch.arange(rows))[:, :, None], (right + torch.arange(columns))[:, None, :]
+    return padded.permute(0, 2, 3, 1)[every, *places].permute(0, 3, 1, 2)
 
 
 def _key(dataset: Dataset, network: Architecture, training: Training) -> str:

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
+
+N_AFTER_BLOCKS = 3
+"""Layers of a residual network behind its blocks: mean over pixels, flattening, a linear layer."""
 
 
 @dataclass(frozen=True)
@@ -58,6 +63,11 @@ class ResNet:
 class BasicBlock(nn.Module):
     """Two 3×3 convolutions beside a shortcut, which is a 1×1 convolution where the shape changes."""
 
+    second: nn.Conv2d
+    norm: nn.BatchNorm2d
+    first: nn.Module
+    shortcut: nn.Module
+
     def __init__(self, n_in: int, n_out: int, stride: int) -> None:
         super().__init__()
         self.first = nn.Sequential(
@@ -65,7 +75,7 @@ class BasicBlock(nn.Module):
         )
         self.second = nn.Conv2d(n_out, n_out, 3, padding=1, bias=False)
         self.norm = nn.BatchNorm2d(n_out)
-        self.shortcut: nn.Module = nn.Identity()
+        self.shortcut = nn.Identity()
         if stride != 1 or n_in != n_out:
             self.shortcut = nn.Sequential(nn.Conv2d(n_in, n_out, 1, stride, bias=False), nn.BatchNorm2d(n_out))
         self.last = nn.ReLU()
@@ -73,6 +83,54 @@ class BasicBlock(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Images (b, n_in, h, w) -> (b, n_out, h / stride, w / stride)."""
         return self.last(self.norm(self.second(self.first(x))) + self.shortcut(x))
+
+
+class Body(nn.Module):
+    """All of a trained :class:`ResNet` but its last two layers with weights.
+
+    Maps images to what the last block's second convolution is given and, behind it, what its shortcut adds to it: both
+    together (b, 2 · width, h, w).
+    """
+
+    def __init__(self, network: nn.Sequential) -> None:
+        super().__init__()
+        *layers, block = _until_last_block(network)
+        self.layers, self.first, self.shortcut = nn.Sequential(*layers), block.first, block.shortcut
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Images -> features."""
+        x = self.layers(x)
+        return torch.cat([self.first(x), self.shortcut(x)], dim=1)
+
+
+class Head(nn.Module):
+    """The last two layers with weights of a trained :class:`ResNet`, as a network on the features of :class:`Body`.
+
+    The batch norm between them is part of the convolution, whose weights and new bias have its scale and shift: in
+    evaluation mode head and body together are the network.
+    """
+
+    def __init__(self, network: nn.Sequential) -> None:
+        super().__init__()
+        copied = copy.deepcopy(network).eval()
+        *_, block = _until_last_block(copied)
+        self.conv = fuse_conv_bn_eval(block.second, block.norm)
+        self.after = nn.Sequential(block.last, *copied[len(copied) - N_AFTER_BLOCKS :])
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Features -> logits (b, c)."""
+        x, shortcut = features.chunk(2, dim=1)
+        return self.after(self.conv(x) + shortcut)
+
+
+def _until_last_block(network: nn.Sequential) -> tuple[*tuple[nn.Module, ...], BasicBlock]:
+    """The layers of a residual network without the last ones, which follow its blocks."""
+    layers = list(network)[: len(network) - N_AFTER_BLOCKS]
+    if not isinstance(layers[-1], BasicBlock):
+        raise TypeError(
+            f"Expected a network built by ResNet; got one with {layers[-1]} at the place of its last block."
+        )
+    return *layers[:-1], layers[-1]
 
 
 def built_from(network: ConvNet | ResNet, n_outputs: int, generator: torch.Generator) -> nn.Sequential:
