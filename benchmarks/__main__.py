@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from benchmarks import tables
-from benchmarks.experiments import EXPERIMENTS
+from benchmarks.experiments import EXPERIMENTS, SAME_RUNS
 from benchmarks.report import report, update_readme
 from benchmarks.run import run_all
 from benchmarks.runs import RESULTS, Run
@@ -31,12 +31,13 @@ def _demo(options: argparse.Namespace) -> int:
 
 
 def _run(options: argparse.Namespace) -> int:
-    experiment = EXPERIMENTS[options.experiment]
+    name = SAME_RUNS.get(options.experiment, options.experiment)
+    experiment = EXPERIMENTS[name]
     _check("--datasets", options.datasets, experiment.datasets)
     _check("--methods", options.methods, experiment.methods)
     limit = options.limit or experiment.limit_seconds
     runs = [
-        Run(options.experiment, dataset, method, seed, options.quick, options.data_dir, options.out, limit)
+        Run(name, dataset, method, seed, options.quick, options.data_dir, options.out, limit)
         for seed in range(options.seeds)
         for dataset in options.datasets or experiment.datasets
         for method in options.methods or experiment.methods
@@ -69,6 +70,8 @@ def _list(options: argparse.Namespace) -> int:
         print(f"experiment {name}: {experiment.about}")
         print(f"  data sets: {', '.join(experiment.datasets)}")
         print(f"  methods: {', '.join(experiment.methods)}")
+    for name, same in SAME_RUNS.items():
+        print(f"experiment {name}: the runs of {same}")
     print("data sets (snelson and snelson-gap ship with the benchmarks):")
     for name, table in tables.TABLES.items():
         print(f"  {name}: {table.source.path} from {table.source.address or table.source.home}")
@@ -88,7 +91,7 @@ def _parser() -> argparse.ArgumentParser:
     command.set_defaults(command=_demo)
 
     command = commands.add_parser("run", help="carry out the runs of an experiment that are not finished")
-    command.add_argument("experiment", choices=EXPERIMENTS)
+    command.add_argument("experiment", choices=(*EXPERIMENTS, *SAME_RUNS))
     command.add_argument("--datasets", nargs="+", help="some of the experiment's data sets")
     command.add_argument("--methods", nargs="+", help="some of the experiment's methods")
     command.add_argument("--seeds", type=int, default=5, help="seeds 0, 1, ... (default: 5 of them)")

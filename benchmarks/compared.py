@@ -5,13 +5,15 @@ from __future__ import annotations
 import functools
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import nn
+from tqdm import tqdm
 
 from benchmarks.datasets import RAW, Dataset
-from benchmarks.methods import FULL, Effort, Fitted, Method, member_seeds, split_loader
+from benchmarks.methods import FULL, LOADER_BATCH, Effort, Fitted, Method, member_seeds, split_loader
 from benchmarks.models import train_timed, training_for
 from laplace_fiber import comparison
 from laplace_fiber.comparison.task import Task
@@ -37,22 +39,46 @@ OPTIONS: dict[str, dict[str, Any]] = {
 """Settings that differ from the methods' defaults: fewer samples where each takes a second or more."""
 
 
+@dataclass(frozen=True)
+class Choice:
+    """What the choice of a method's settings may cost, those that it leaves alone, and the size of minibatches."""
+
+    budget: Budget
+    options: dict[str, Any] = field(default_factory=dict)
+    batch_size: int = LOADER_BATCH
+
+
 def fit_compared(
-    model: nn.Module, dataset: Dataset, sigma: float, seed: int, effort: Effort = FULL, *, name: str
+    model: nn.Module,
+    dataset: Dataset,
+    sigma: float,
+    seed: int,
+    effort: Effort = FULL,
+    *,
+    name: str,
+    choice: Choice | None = None,
 ) -> Fitted:
-    """A method of the registry with its best settings. ``fit_seconds`` is the fit that is kept, without the search."""
+    """A method of the registry with its best settings. ``fit_seconds`` is the fit that is kept, without the search.
+
+    ``choice`` None takes that of the small tables.
+    """
     training = training_for(dataset.name).shortened(effort.epoch_share)
     models: tuple[nn.Module, ...] = (model,)
     training_seconds = 0.0
     if name in OF_SEVERAL_NETWORKS:
         members = [train_timed(dataset, s, training) for s in member_seeds(seed, effort)]
         models, training_seconds = tuple(m for m, _ in members), sum(seconds for _, seconds in members)
-    loaders = split_loader(dataset.train), split_loader(dataset.val)
+    chosen = choice or Choice(BUDGET if effort == FULL else QUICK_BUDGET, OPTIONS.get(name, {}))
+    loaders = split_loader(dataset.train, chosen.batch_size), split_loader(dataset.val)
     task = Task(models, dataset.likelihood, *loaders, sigma, effort.n_samples)
-    method = comparison.method(name, **OPTIONS.get(name, {}))
-    budget = BUDGET if effort == FULL else QUICK_BUDGET
-    with _random_state_of(seed):
-        outcome = Search(method, task, seed, budget).run(comparison.PRIOR_PRECISIONS)
+    method, budget = comparison.method(name, **chosen.options), chosen.budget
+    with _random_state_of(seed), tqdm(desc="settings", total=budget.n_settings) as bar:
+
+        def report(n_settings: int, lowest: float) -> None:
+            bar.set_postfix(validation_nll=f"{lowest:.4g}", refresh=False)
+            bar.update(n_settings - bar.n)
+
+        outcome = Search(method, task, seed, budget, progress_bar=True).run(comparison.PRIOR_PRECISIONS, report)
     info = {
         **outcome.settings,
         "tune_seconds": outcome.tune_seconds,

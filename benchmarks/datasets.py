@@ -57,9 +57,9 @@ class Rows:
 class Dataset:
     """One seeded split of a data set.
 
-    ``train``, ``val`` and ``test`` are pairs (x, y): x (b, d) float32; y (b,) int64 classes 0..n_outputs-1, or (b, 1)
-    float32 targets in their original unit. ``x = (raw - x_shift) / x_scale``. ``rows`` tells where they stand in the
-    file; ``stand_in``: the data are generated, since a quick run has no file.
+    ``train``, ``val`` and ``test`` are pairs (x, y): x (b, d) float32, or images (b, channels, h, w); y (b,) int64
+    classes 0..n_outputs-1, or (b, 1) float32 targets in their original unit. ``x = (raw - x_shift) / x_scale``.
+    ``rows`` tells where they stand in the file; ``stand_in``: the data are generated, since a quick run has no file.
     """
 
     name: str
@@ -76,7 +76,7 @@ class Dataset:
     @property
     def n_inputs(self) -> int:
         """Number of features."""
-        return self.x_shift.numel()
+        return self.train[0][0].numel()
 
     def scale(self, raw: Tensor) -> Tensor:
         """Inputs (b, d) in the data's own unit -> inputs as the network sees them."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from benchmarks import tabular
+from benchmarks import image_runs, tabular
 from benchmarks.compared import COMPARED_METHODS, fits_together
 from benchmarks.datasets import RAW, UCI
 from benchmarks.methods import METHODS
@@ -16,6 +16,19 @@ def _compared(about: str, datasets: tuple[str, ...]) -> Experiment:
     methods = tuple(COMPARED_METHODS)
     return Experiment(
         about, datasets, methods, tabular.measure_compared, prepare=tabular.problem, applies=fits_together
+    )
+
+
+def _images(about: str, datasets: tuple[str, ...]) -> Experiment:
+    methods = tuple(COMPARED_METHODS)
+    return Experiment(
+        about,
+        datasets,
+        methods,
+        image_runs.measure,
+        prepare=image_runs.trained,
+        applies=image_runs.applies,
+        limit_seconds=image_runs.LIMIT_SECONDS,
     )
 
 
@@ -42,4 +55,17 @@ EXPERIMENTS = {
         "every method on six UCI sets, with inputs as the authors' earlier code has them",
         tuple(name + RAW for name in UCI),
     ),
+    "mnist": _images("every method on MNIST, also rotated, and against FashionMNIST", ("mnist",)),
+    "fashion": _images("every method on FashionMNIST, and against MNIST", ("fashion",)),
+    "cifar10": _images(
+        "10,000 images of CIFAR-10, also corrupted, and a small residual network: last two layers and all weights",
+        ("cifar10-small", "cifar10-small-all"),
+    ),
+    "cifar10-resnet18": _images(
+        "CIFAR-10, also corrupted, and ResNet-18: last two layers and all weights (needs a GPU)",
+        ("cifar10", "cifar10-all"),
+    ),
 }
+
+SAME_RUNS = {"rotated-mnist": "mnist", "cifar10c": "cifar10"}
+"""Names for the runs of another experiment, which measure this, too."""

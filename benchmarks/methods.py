@@ -232,6 +232,6 @@ def _network_outputs(models: Sequence[nn.Module], x: Tensor, likelihood: str) ->
     return outputs.softmax(dim=-1) if likelihood == "classification" else outputs
 
 
-def split_loader(split: Split) -> DataLoader[tuple[Tensor, ...]]:
+def split_loader(split: Split, batch_size: int = LOADER_BATCH) -> DataLoader[tuple[Tensor, ...]]:
     """The data in fixed order; its own generator keeps the iteration off the global random state."""
-    return DataLoader(TensorDataset(*split), batch_size=LOADER_BATCH, generator=torch.Generator())
+    return DataLoader(TensorDataset(*split), batch_size=batch_size, generator=torch.Generator())

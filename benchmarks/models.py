@@ -12,13 +12,14 @@ import math
 import time
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeAlias
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional
 
 from benchmarks.datasets import Dataset
+from benchmarks.networks import ConvNet, ResNet, built_from
 from benchmarks.records import write_tensors
 
 CACHE = Path(__file__).parent / ".cache"
@@ -52,16 +53,37 @@ class Training:
         return replace(self, epochs=max(1, round(share * self.epochs)))
 
 
+Architecture: TypeAlias = Network | ConvNet | ResNet
+
+
+@dataclass(frozen=True)
+class AugmentedTraining(Training):
+    """A schedule whose batches of images are mirrored at random, and shifted by up to ``shift`` pixels."""
+
+    shift: int = 4
+
+
 _UCI_NETWORK = Network((32, 32), "relu")
-_NETWORKS = {"snelson": Network((32, 32, 32), "relu"), "banana": Network((16, 16), "tanh")}
+_NETWORKS: dict[str, Architecture] = {
+    "snelson": Network((32, 32, 32), "relu"),
+    "banana": Network((16, 16), "tanh"),
+    "mnist": ConvNet(),
+    "fashion": ConvNet(),
+    "cifar10-small": ResNet((16, 32, 64), n_blocks=1),
+    "cifar10": ResNet(),
+}
 # Snelson: 10,000 epochs with a cosine end instead of the paper's 50,000 at a constant rate; README.md compares them.
 _TRAININGS = {
     "snelson": Training("adam", lr=1e-2, batch_size=None, epochs=10_000, cosine=True),
     "banana": Training(lr=1e-2, epochs=200),
+    "mnist": Training(lr=3e-3, epochs=30, cosine=True),
+    "fashion": Training(lr=3e-3, epochs=30, cosine=True),
+    "cifar10-small": AugmentedTraining(lr=5e-3, weight_decay=0.05, batch_size=128, epochs=30, cosine=True),
+    "cifar10": AugmentedTraining(lr=2e-3, weight_decay=0.05, batch_size=128, epochs=100, cosine=True),
 }
 
 
-def network_for(name: str) -> Network:
+def network_for(name: str) -> Architecture:
     """The network of a data set (``snelson-gap`` has that of ``snelson``)."""
     return _NETWORKS.get(name.removesuffix("-gap"), _UCI_NETWORK)
 
@@ -81,7 +103,10 @@ def train_timed(dataset: Dataset, seed: int, training: Training | None = None) -
     training = training or training_for(dataset.name)
     network = network_for(dataset.name)
     generator = torch.Generator().manual_seed(seed)
-    model = build(network, dataset.n_inputs, dataset.n_outputs, generator)
+    if isinstance(network, Network):
+        model = build(network, dataset.n_inputs, dataset.n_outputs, generator)
+    else:
+        model = built_from(network, dataset.n_outputs, generator)
     path = CACHE / f"{dataset.name}-{seed}-{_key(dataset, network, training)}.pt"
     if path.exists():
         saved = torch.load(path, weights_only=True)
@@ -133,13 +158,27 @@ def _fit(model: nn.Module, dataset: Dataset, training: Training, generator: torc
         order = torch.randperm(len(x), generator=generator)
         for x_batch, y_batch in zip(x[order].split(batch_size), y[order].split(batch_size), strict=True):
             optimizer.zero_grad()
+            if isinstance(training, AugmentedTraining):
+                x_batch = augmented(x_batch, training.shift, generator)
             loss_function(model(x_batch), y_batch).backward()
             optimizer.step()
             if schedule is not None:
                 schedule.step()
 
 
-def _key(dataset: Dataset, network: Network, training: Training) -> str:
+def augmented(x: Tensor, shift: int, generator: torch.Generator) -> Tensor:
+    """Images (b, channels, h, w), each mirrored left to right or not, and shifted within a margin of zeros."""
+    mirrored = torch.rand(len(x), generator=generator) < 0.5
+    x = torch.where(mirrored[:, None, None, None], x.flip(-1), x)
+    rows, columns = x.shape[2:]
+    down, right = torch.randint(2 * shift + 1, (2, len(x), 1), generator=generator)
+    padded = functional.pad(x, (shift,) * 4)
+    every = torch.arange(len(x))[:, None, None]
+    places = (down + torch.arange(rows))[:, :, None], (right + torch.arange(columns))[:, None, :]
+    return padded.permute(0, 2, 3, 1)[every, *places].permute(0, 3, 1, 2)
+
+
+def _key(dataset: Dataset, network: Architecture, training: Training) -> str:
     """A digest of everything, apart from the seed, that the trained weights depend on."""
     settings = json.dumps([asdict(network), asdict(training)]).encode()
     data = b"".join(t.numpy().tobytes() for t in dataset.train)

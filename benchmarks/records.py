@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import traceback
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -15,12 +13,7 @@ from typing import Any
 import torch
 
 from benchmarks import environment
-
-_AGAIN_SECONDS = 10.0  # then time is called once more: an exception that a destructor meets is lost
-
-
-class _OutOfTime(BaseException):
-    """No ``Exception``, since the search for settings takes those for failures of a setting and goes on."""
+from benchmarks.limits import OutOfTimeError, time_limit
 
 
 def write_record(
@@ -29,7 +22,7 @@ def write_record(
     """Measure, and write the result below ``head``; a failure is written with its traceback. Returns the record.
 
     A measurement that takes longer than ``limit_seconds`` is a failure whose record holds the limit as
-    ``"out_of_time"``; the traceback tells how far it had come.
+    ``"out_of_time"``; error and traceback tell how far it had come.
     """
     record = {**head, "environment": environment.describe()}
     try:
@@ -37,43 +30,11 @@ def write_record(
             record |= {"status": "finished", **measure()}
     except Exception as error:  # whatever went wrong, the other runs shall go on
         record |= {"status": "failed", "error": repr(error), "traceback": traceback.format_exc()}
-        if isinstance(error, TimeoutError) and isinstance(error.__cause__, _OutOfTime):
+        if isinstance(error, OutOfTimeError):
             record["out_of_time"] = limit_seconds
     record["time"] = datetime.now(UTC).isoformat(timespec="seconds")
     write_json(path, record)
     return record
-
-
-@contextmanager
-def time_limit(seconds: float | None) -> Iterator[None]:
-    """End what is inside after so many seconds of wall-clock time; None lets it take all the time it needs.
-
-    Only for the main thread of a process, on systems with alarm signals. A single call into compiled code is not cut
-    short, but followed by the end.
-
-    Raises
-    ------
-    TimeoutError
-        It did not finish.
-    """
-    if seconds is None:
-        yield
-        return
-
-    def stop(signal_number: int, frame: object) -> None:
-        raise _OutOfTime
-
-    previous = signal.signal(signal.SIGALRM, stop)
-    try:
-        signal.setitimer(signal.ITIMER_REAL, seconds, _AGAIN_SECONDS)
-        try:
-            yield
-        finally:
-            signal.setitimer(signal.ITIMER_REAL, 0)
-    except _OutOfTime as interruption:
-        raise TimeoutError(f"did not finish within {seconds:g} s") from interruption
-    finally:
-        signal.signal(signal.SIGALRM, previous)
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:

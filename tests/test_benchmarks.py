@@ -12,8 +12,8 @@ import torch
 
 from benchmarks import compared, datasets, models, tabular
 from benchmarks.__main__ import main
+from benchmarks.limits import time_limit
 from benchmarks.methods import METHODS, QUICK, Fitted
-from benchmarks.records import time_limit
 from benchmarks.report import mean_and_error, readme_block, report
 from benchmarks.run import run_all
 from benchmarks.runs import RESULTS, Run

@@ -1,0 +1,258 @@
+"""Runs on image sets: a posterior over a convolutional network, its scores, and those on shifted images.
+
+A method is fitted once for each data set and seed: MNIST's run also scores rotated test images, CIFAR-10's corrupted
+ones, and MNIST and FashionMNIST are told from each other. On CIFAR-10 the posterior is over the last two layers, for
+data sets that end in ``-all`` over all weights.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any, TypeAlias
+
+import numpy as np
+import torch
+from laplace.curvature import BackPackGGN
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from benchmarks import environment, images
+from benchmarks.compared import OF_SEVERAL_NETWORKS, QUICK_BUDGET, Choice, fit_compared
+from benchmarks.corruptions import CORRUPTIONS, SEVERITIES, corrupted, frost_pictures
+from benchmarks.datasets import Dataset, Split
+from benchmarks.methods import LOADER_BATCH, split_loader
+from benchmarks.models import Training, train, training_for
+from benchmarks.networks import Body, Head
+from benchmarks.runs import Run
+from laplace_fiber.comparison.task import joined
+from laplace_fiber.comparison.tuning import Budget
+from laplace_fiber.metrics import Prediction, detection_auroc, evaluate, uncertainty
+
+Predict: TypeAlias = Callable[[Tensor], Prediction]
+
+BUDGET = Budget(n_settings=6, seconds=60.0)
+"""Of the choice of settings in one run, beyond the first that works."""
+
+LIMIT_SECONDS = 3600.0
+"""What one run may take."""
+
+TIMED_INPUTS = 1000
+BATCH = 128
+"""Size of minibatches, for all methods that take them."""
+
+SHOWN_IMAGES = {"mnist": 1000, "fashion": 1000, "cifar10-small": 200, "cifar10": 1000}
+"""The first test images: shifted ones are scored on them, and foreign ones told from them. Predictions with 100 samples
+cost more than most fits, and all methods see the same images; CIFAR-10 has 75 kinds of shift."""
+
+ALL_WEIGHTS = "-all"
+"""Ending of the data sets whose posterior is over all weights, where there is another over the last two layers."""
+
+LAST_TWO_LAYERS = ("cifar10-small", "cifar10")
+AFFORDABLE_OVER_ALL_WEIGHTS = (
+    "map",
+    "temperature",
+    "laplace",
+    "last_layer",
+    "mixture",
+    "swag",
+    "multiswag",
+    "mc_dropout",
+    "fiber",
+    "fiber+temperature",
+)
+QUICK_SHAPES = {"cifar10-small": (3, 32, 32), "cifar10": (3, 32, 32)}
+QUICK_IMAGES = 20
+ANGLES = range(0, 181, 15)
+SHIFT_SCORES = ("nll", "nll_per_sample", "accuracy", "ece")
+FOREIGN = {"mnist": "fashion", "fashion": "mnist"}
+"""The set whose images count as out of the distribution."""
+
+OPTIONS: dict[str, dict[str, Any]] = {
+    "laplace": {"backend": BackPackGGN},
+    "linearised": {"backend": BackPackGGN},
+    "riemannian": {"data": "subset", "n_samples_fit": 10},
+    "riemannian_linearised": {"data": "subset", "n_samples_fit": 10},
+    "riemannian_fisher": {"n_samples_fit": 10},
+    "diffusion": {"n_samples_fit": 10},
+    "diffusion_kernel": {"n_samples_fit": 10},
+}
+"""Settings that differ from the methods' defaults.
+
+laplace-torch's full curvature needs 7 GiB for 200 images from its default backend and 1 GiB for all of them from
+BackPACK's Jacobians: the same matrix. Fewer samples where each takes seconds.
+"""
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What a posterior is fitted to, and the images behind it.
+
+    Attributes
+    ----------
+    pictures
+        The image set, as the trained network sees it.
+    dataset, model
+        What the methods are given: the images and the network, or features and the last two layers.
+    encode
+        Maps images as in ``pictures`` to inputs as in ``dataset``.
+    """
+
+    pictures: Dataset
+    dataset: Dataset
+    model: nn.Module
+    encode: Callable[[Tensor], Tensor]
+
+
+def image_set(run: Run, name: str | None = None) -> Dataset:
+    """The run's image set, or another one; generated images for a quick run."""
+    name = name or base_name(run)
+    if run.quick:
+        return images.generated(name, run.seed, images.Generated(QUICK_SHAPES.get(name, (1, 28, 28))))
+    return images.load(name, run.seed, run.data_dir)
+
+
+def base_name(run: Run) -> str:
+    """The image set of the run, whichever weights the posterior is over."""
+    return run.dataset.removesuffix(ALL_WEIGHTS)
+
+
+def trained(run: Run) -> tuple[Dataset, nn.Module]:
+    """The images and the trained network."""
+    pictures = image_set(run)
+    return pictures, train(pictures, run.seed, training_of(run))
+
+
+def training_of(run: Run) -> Training:
+    """The schedule of the run's network."""
+    return training_for(base_name(run)).shortened(run.effort.epoch_share)
+
+
+def problem(run: Run) -> Problem:
+    """What the run's posterior is fitted to."""
+    pictures, model = trained(run)
+    if run.dataset not in LAST_TWO_LAYERS or not isinstance(model, nn.Sequential):
+        return Problem(pictures, pictures, model, lambda x: x)
+    body = Body(model).eval()
+
+    def encode(x: Tensor) -> Tensor:
+        with torch.no_grad():
+            return torch.cat([body(batch) for batch in x.split(LOADER_BATCH)])
+
+    train_part, val, test = ((encode(x), y) for x, y in (pictures.train, pictures.val, pictures.test))
+    features = replace(pictures, train=train_part, val=val, test=test)
+    return Problem(pictures, features, Head(model).eval(), encode)
+
+
+def measure(run: Run) -> dict[str, Any]:
+    """Fit the run's method, tuned on the validation data, and score it on everything."""
+    given = problem(run)
+    dataset = given.dataset
+    environment.reset_peak_memory()
+    choice = Choice(QUICK_BUDGET if run.quick else BUDGET, OPTIONS.get(run.method, {}), BATCH)
+    fitted = fit_compared(given.model, dataset, 1.0, run.seed, run.effort, name=run.method, choice=choice)
+    metrics = {part: scores(fitted.predict, s) for part, s in (("validation", dataset.val), ("test", dataset.test))}
+    timed = dataset.test[0][:TIMED_INPUTS]
+    start = time.perf_counter()
+    in_batches(fitted.predict, timed)
+    predict_seconds = (time.perf_counter() - start) * TIMED_INPUTS / len(timed)
+    return {
+        "metrics": metrics,
+        **beyond_the_test_data(run, given, fitted.predict),
+        "fit_seconds": fitted.fit_seconds,
+        "predict_seconds": predict_seconds,
+        "peak_memory_mib": environment.peak_memory_mib(),
+        "settings": {"training": asdict(training_of(run)), "effort": asdict(run.effort), **fitted.info},
+    }
+
+
+def beyond_the_test_data(run: Run, given: Problem, predict: Predict) -> dict[str, Any]:
+    """Scores on shifted images, and of the detection of foreign ones: of the first test images."""
+    name, shown = base_name(run), QUICK_IMAGES if run.quick else SHOWN_IMAGES[base_name(run)]
+    x, y = (part[:shown] for part in given.pictures.test)
+    if name == "mnist":
+        kind, shifted = "rotation", rotations(x)
+    elif name.startswith("cifar10"):
+        kind, shifted = "corruption", corruptions_of(x, given, _pictures_of_ice(run))
+    else:
+        kind, shifted = "", {}
+    found: dict[str, Any] = {"shifts": {kind: shifted_scores(predict, y, shifted)}} if shifted else {}
+    if name in FOREIGN:
+        other = image_set(run, FOREIGN[name])
+        # As the network sees them: foreign pixels on the scale of the run's own set.
+        foreign = given.pictures.scale(images.pixels(images.levels(other.test[0][:shown], other)))
+        found["ood"] = {FOREIGN[name]: detection(in_batches(predict, x), in_batches(predict, foreign))}
+    return found
+
+
+def corruptions_of(x: Tensor, given: Problem, pictures: Sequence[NDArray[np.uint8]]) -> dict[str, Callable[[], Tensor]]:
+    """Inputs from the images under each corruption and severity, made when asked for."""
+    raw = images.levels(x, given.pictures)
+
+    def make(name: str, severity: int) -> Tensor:
+        changed = corrupted(raw, name, severity, pictures=pictures)
+        return given.encode(given.pictures.scale(images.pixels(changed)))
+
+    pairs = itertools.product(CORRUPTIONS, SEVERITIES)
+    return {f"{name}/{severity}": functools.partial(make, name, severity) for name, severity in pairs}
+
+
+def _pictures_of_ice(run: Run) -> list[NDArray[np.uint8]]:
+    """The recipe's pictures of frost; noise for a quick run."""
+    if not run.quick:
+        return frost_pictures(run.data_dir)
+    return [np.random.default_rng(0).integers(0, 256, (200, 200, 3), dtype=np.uint8)]
+
+
+def rotations(x: Tensor) -> dict[str, Callable[[], Tensor]]:
+    """The images turned by each of ``ANGLES``, made when asked for."""
+    return {str(angle): functools.partial(images.rotated, x, angle) for angle in ANGLES}
+
+
+def shifted_scores(
+    predict: Predict, y: Tensor, shifted: Mapping[str, Callable[[], Tensor]]
+) -> dict[str, dict[str, float]]:
+    """The main scores on each set of shifted images of the classes ``y``."""
+    found = {}
+    for name, make in shifted.items():
+        every = scores(predict, (make(), y))
+        found[name] = {score: every[score] for score in SHIFT_SCORES if score in every}
+    return found
+
+
+def scores(predict: Predict, part: Split) -> dict[str, float]:
+    """All scores on a part of the data."""
+    return evaluate(in_batches(predict, part[0]), part[1])
+
+
+def in_batches(predict: Predict, x: Tensor) -> Prediction:
+    """The prediction for many images, made in batches to bound memory."""
+    with torch.no_grad():
+        return joined([predict(batch) for batch, _ in split_loader((x, torch.zeros(len(x))))])
+
+
+def detection(inside: Prediction, outside: Prediction) -> dict[str, float]:
+    """Areas under the ROC curves when foreign images are told by low confidence, and by high entropy."""
+    doubts = [_doubt(prediction) for prediction in (inside, outside)]
+    entropies = [uncertainty(prediction, classes=True) for prediction in (inside, outside)]
+    return {"auroc_confidence": detection_auroc(*doubts), "auroc_entropy": detection_auroc(*entropies)}
+
+
+def _doubt(prediction: Prediction) -> Tensor:
+    """Minus the largest averaged class probability (b,)."""
+    probs = torch.as_tensor(prediction).double()
+    return -(probs if probs.ndim == 2 else probs.mean(dim=0)).amax(dim=-1)
+
+
+def applies(dataset: str, method: str) -> bool:
+    """Whether the method can be fitted to the data set's network, and is worth its time there.
+
+    Several trained networks have no body in common whose features a head could be fitted to. Posteriors over all
+    weights of a residual network are limited to methods that need a few thousand gradients at most.
+    """
+    if dataset in LAST_TWO_LAYERS:
+        return method not in (*OF_SEVERAL_NETWORKS, "riemannian_fisher")
+    return not dataset.endswith(ALL_WEIGHTS) or method in AFFORDABLE_OVER_ALL_WEIGHTS
