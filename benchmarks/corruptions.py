@@ -20,7 +20,7 @@ from PIL import Image
 from torch import Tensor
 
 from benchmarks import corruption_recipes as recipes
-from benchmarks.datasets import Source
+from benchmarks.sources import Source, verified
 
 Corruption: TypeAlias = Callable[..., recipes.Images]
 

@@ -6,6 +6,7 @@ import contextlib
 import importlib.metadata
 import os
 import platform
+import time
 from pathlib import Path
 
 import torch
@@ -21,6 +22,14 @@ def describe() -> dict[str, str | int | None]:
     versions = {name: _version(name) for name in _PACKAGES} | {"laplace-fiber": laplace_fiber.__version__}
     machine = f"{platform.system()} {platform.machine()}, {_processor()}, {os.cpu_count()} cores"
     return {"python": platform.python_version(), **versions, "machine": machine, "threads": torch.get_num_threads()}
+
+
+def clock() -> float:
+    """Seconds that this process has worked; what others do on a shared machine does not count.
+
+    Where there is a GPU, whose work the processor only waits for: seconds by the clock on the wall.
+    """
+    return time.perf_counter() if torch.cuda.is_available() else time.process_time()
 
 
 def reset_peak_memory() -> None:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import copy
 import functools
 import math
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, Protocol
@@ -20,6 +19,7 @@ from laplace import FullLaplace
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
+from benchmarks import environment
 from benchmarks.datasets import Dataset, Split
 from benchmarks.models import train_timed, training_for
 from laplace_fiber import FiberLaplace, LatentAutoencoder, TrajectorySampler, low_rank_laplace
@@ -167,11 +167,11 @@ def fit_posterior(
     la: Any, predict: Callable[[Tensor], Prediction], dataset: Dataset, choose: Callable[[], None]
 ) -> Fitted:
     """Fit ``la`` to the training data, then let ``choose`` set its prior precision."""
-    start = time.perf_counter()
+    start = environment.clock()
     la.fit(split_loader(dataset.train))
-    fitted = time.perf_counter()
+    fitted = environment.clock()
     choose()
-    end = time.perf_counter()
+    end = environment.clock()
     info = {"prior_precision": la.prior_precision.tolist(), "choice_seconds": end - fitted}
     return Fitted(predict, end - start, info)
 

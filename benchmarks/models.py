@@ -9,7 +9,6 @@ import hashlib
 import itertools
 import json
 import math
-import time
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Literal, TypeAlias
@@ -18,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from benchmarks import environment
 from benchmarks.datasets import Dataset
 from benchmarks.networks import ConvNet, ResNet, built_from
 from benchmarks.records import write_tensors
@@ -112,9 +112,9 @@ def train_timed(dataset: Dataset, seed: int, training: Training | None = None) -
         saved = torch.load(path, weights_only=True)
         model.load_state_dict(saved["weights"])
         return model.eval(), saved["seconds"]
-    start = time.perf_counter()
+    start = environment.clock()
     _fit(model, dataset, training, generator)
-    seconds = time.perf_counter() - start
+    seconds = environment.clock() - start
     write_tensors(path, {"weights": model.state_dict(), "seconds": seconds})
     return model.eval(), seconds
 

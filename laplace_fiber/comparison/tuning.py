@@ -89,7 +89,8 @@ class _Fit:
 class Search:
     """A search along one setting at a time: the next value of each setting in turn, all others at the best so far.
 
-    Settings that a fit can follow without another fit (the prior precision of a Gaussian) are not fitted again.
+    Settings that a fit can follow without another fit (the prior precision of a Gaussian) are not fitted again. All
+    seconds are those of ``clock``.
     """
 
     method: Method
@@ -97,6 +98,7 @@ class Search:
     seed: int
     budget: Budget
     progress_bar: bool = False
+    clock: Callable[[], float] = time.perf_counter
     current: _Fit | None = None
     best: _Fit | None = None
     best_settings: Settings = field(default_factory=dict)
@@ -115,16 +117,16 @@ class Search:
         Exception
             That of the first setting, where all settings failed.
         """
-        start = time.perf_counter()
+        start = self.clock()
         axes = self.method.candidates(self.task, prior_precisions)
         self.best_settings = {name: values[0] for name, values in axes.items()}
         pending, searching = list(turns(axes)), start
         while pending and self.n_tried < self.budget.n_settings:
             changed = pending.pop(self._next(pending))
             works = self.best is not None
-            if self._try({**self.best_settings, **changed}, time.perf_counter() - searching):
+            if self._try({**self.best_settings, **changed}, self.clock() - searching):
                 report(self.n_tried, self.lowest)
-            searching = searching if works else time.perf_counter()
+            searching = searching if works else self.clock()
         if self.best is None:
             raise self.first_error or RuntimeError(
                 f"{self.method.name}: expected a finite validation NLL for some setting, got none; check the network."
@@ -158,20 +160,20 @@ class Search:
         return True
 
     def _fit(self, chosen: Settings) -> _Fit:
-        start = time.perf_counter()
+        start = self.clock()
         try:
             fitted = self.method.fit(self.task, self.seed, {**self.method.options, **chosen}, self.progress_bar)
         finally:
-            seconds = time.perf_counter() - start
+            seconds = self.clock() - start
             self.slowest_fit = max(self.slowest_fit, seconds)
         return _Fit(fitted, chosen, seconds)
 
     def _judge(self, fit: _Fit) -> float:
         """The validation NLL; not a number counts as infinite."""
-        start = time.perf_counter()
+        start = self.clock()
         prediction, y = predict_all(fit.fitted.predict, self.task.val_loader, self.task.device)
         loss = negative_log_likelihood(prediction, y, self.task.sigma_noise)
-        self.slowest_judgement = max(self.slowest_judgement, time.perf_counter() - start)
+        self.slowest_judgement = max(self.slowest_judgement, self.clock() - start)
         return loss if math.isfinite(loss) else math.inf
 
     def _outcome(self, best: _Fit, start: float) -> Outcome:
@@ -186,7 +188,7 @@ class Search:
             validation_nll=self.lowest,
             gradient_evaluations=best.fitted.gradient_evaluations,
             fit_seconds=best.seconds,
-            tune_seconds=time.perf_counter() - start - best.seconds,
+            tune_seconds=self.clock() - start - best.seconds,
             n_settings=self.n_tried,
             failures=self.failures,
         )
