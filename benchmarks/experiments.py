@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from benchmarks import tabular
+from benchmarks import pictures, tabular
 from benchmarks.compared import COMPARED_METHODS, fits_together
 from benchmarks.methods import METHODS
 from benchmarks.runs import Experiment
@@ -38,4 +38,12 @@ EXPERIMENTS = {
     "snelson": _compared("every method on Snelson's regression, both splits", ("snelson", "snelson-gap")),
     "banana": _compared("every method on the Banana set", ("banana",)),
     "uci": _compared("every method on six UCI sets, standardised", UCI),
+    "pictures": Experiment(
+        "bands, class surfaces and principal components behind the paper's Figures 2, 3, 8, 9 and 12",
+        ("snelson", "banana"),
+        pictures.METHODS,
+        pictures.measure,
+        prepare=pictures.problem,
+        applies=pictures.applies,
+    ),
 }

@@ -69,10 +69,10 @@ def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join("| " + " | ".join(row) + " |" for row in (header, rule, *rows))
 
 
-def mean_and_error(values: Sequence[float]) -> str:
+def mean_and_error(values: Sequence[float], decimals: int = 3) -> str:
     """Mean ± standard error, the latter where there are two values or more."""
     mean = statistics.fmean(values)
-    form = ".3f" if abs(mean) < 1e5 else ".1e"
+    form = f".{decimals}f" if abs(mean) < 1e5 else ".1e"
     if len(values) < 2:
         return f"{mean:{form}}"
     return f"{mean:{form}} ± {statistics.stdev(values) / math.sqrt(len(values)):{form}}"
@@ -108,7 +108,8 @@ def _measure_table(finished: Sequence[Record], measure: str, part: str) -> str |
     """Methods down, data sets across; None where no run has the measure."""
     cells: dict[tuple[str, str], list[float]] = {}
     for record in finished:
-        value = record["metrics"][part].get(measure, record.get(measure, record["settings"].get(measure)))
+        scores = record.get("metrics", {}).get(part, {})
+        value = scores.get(measure, record.get(measure, record["settings"].get(measure)))
         if value is not None:
             cells.setdefault((record["method"], record["dataset"]), []).append(value)
     if not cells:

@@ -1,0 +1,213 @@
+"""Scores along an axis: the paper's Figures 5 (depth), 6 and 7 (shifted inputs), 10 and 11 (settings)."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable, Mapping, Sequence
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from benchmarks.collected import Collected, Record, grouped, score_of, summary
+from benchmarks.figures.common import LINE, Picture, error_line, legend_of, methods_of, new_figure, panels
+from benchmarks.style import COLOURS, label, mark
+
+CORRUPTIONS_IN_A_ROW = 5
+SETTING_NAMES = {
+    "reach": "reach / prior radius",
+    "alpha": "α / default",
+    "n_steps": "drifts T",
+    "n_particles": "trajectories n",
+    "n_refinements": "refinements M",
+    "latent_size": "latent size",
+    "lambda_plus": "λ₊",
+    "lambda_minus": "λ₋",
+}
+FIGURE_10_AXES = ("reach", "alpha", "n_steps", "T", "n_particles", "n")
+"""What the walk depends on; the others follow in Figure 11."""
+
+
+# --- Figure 5 --------------------------------------------------------------------------------------------------------
+
+
+def layers_of(record: Record) -> int:
+    """Hidden layers of the network of a run of ``scaling``, whose data sets are named ``layers-1`` to ``layers-9``."""
+    return int(record["dataset"].rpartition("-")[2])
+
+
+def _scaling(results: Collected) -> Figure:
+    """Log time and NLL against depth; a cross where a method failed."""
+    records = results.all_of("scaling")
+    figure = new_figure(9.5, 4.2)
+    time_axis, loss_axis = figure.subplots(1, 2)
+    for method in methods_of(records):
+        mine = [r for r in records if r["method"] == method]
+        done = [r for r in mine if r["status"] == "finished"]
+        for axis, value in ((time_axis, log_seconds), (loss_axis, score_of)):
+            if done and (points := grouped(done, layers_of, value)):
+                error_line(axis, method, points)
+        failed = {layers_of(r) for r in mine} - {layers_of(r) for r in done}
+        for axis in (time_axis, loss_axis):  # at the upper edge, in axes' coordinates
+            for layers in sorted(failed):
+                axis.plot(layers, 0.97, "x", color=COLOURS[method], ms=8, transform=axis.get_xaxis_transform())
+    depths = sorted({layers_of(r) for r in records})
+    for axis, name in ((time_axis, "log₁₀ seconds of fit and prediction"), (loss_axis, "NLL")):
+        axis.set_xticks(depths)
+        axis.set_xlabel("hidden layers")
+        axis.set_ylabel(name)
+        axis.grid(color="0.92", lw=0.6)
+    legend_of(figure, (time_axis, loss_axis), 5)
+    return figure
+
+
+def log_seconds(record: Record) -> float | None:
+    """Base-10 logarithm of the seconds of fit and prediction; None for a method without a fit."""
+    seconds = record["fit_seconds"] + record.get("predict_seconds", 0.0)
+    return math.log10(seconds) if record["fit_seconds"] > 0 else None
+
+
+# --- Figures 6 and 7 -------------------------------------------------------------------------------------------------
+
+
+def shifted(records: Sequence[Record], kind: str, measure: str = "nll") -> dict[str, dict[str, list[float]]]:
+    """Values under each shift of a kind, by method."""
+    found: dict[str, dict[str, list[float]]] = {}
+    for record in records:
+        for shift, scores in record.get("shifts", {}).get(kind, {}).items():
+            found.setdefault(record["method"], {}).setdefault(shift, []).append(scores[measure])
+    return found
+
+
+def _rotation(results: Collected) -> Figure:
+    """Log-likelihood of rotated digits against the angle."""
+    found = shifted(results.finished("mnist"), "rotation")
+    figure = new_figure(7.5, 5.0)
+    axis = figure.subplots()
+    for method in _ordered(found):
+        error_line(axis, method, _log_likelihoods(found[method], float))
+    axis.set_xlabel("rotation (degrees)")
+    axis.set_ylabel("log-likelihood")
+    axis.grid(color="0.92", lw=0.6)
+    legend_of(figure, [axis], 4)
+    return figure
+
+
+def _corruption(results: Collected) -> Figure:
+    """Log-likelihood under each corruption against its severity, a panel each."""
+    found = shifted(results.finished("cifar10"), "corruption")
+    names = sorted({shift.split("/")[0] for values in found.values() for shift in values})
+    figure = new_figure(2.1 * CORRUPTIONS_IN_A_ROW, 1.9 * -(-len(names) // CORRUPTIONS_IN_A_ROW) + 0.9)
+    axes = panels(figure, len(names), CORRUPTIONS_IN_A_ROW, "severity", "log-likelihood")
+    for axis, name in zip(axes, names, strict=True):
+        for method in _ordered(found):
+            chosen = {s: v for s, v in found[method].items() if s.startswith(f"{name}/")}
+            if chosen:
+                error_line(axis, method, _log_likelihoods(chosen, _severity))
+        axis.set_title(name.replace("_", " "), fontsize=9)
+        axis.set_xticks(range(1, 6))
+    legend_of(figure, axes, 5)
+    return figure
+
+
+def _severity(shift: str) -> float:
+    return float(shift.rpartition("/")[2])
+
+
+def _log_likelihoods(values: Mapping[str, list[float]], place: Callable[[str], float]) -> dict[float, list[float]]:
+    return {place(shift): [-v for v in found] for shift, found in values.items()}
+
+
+def _ordered(found: Mapping[str, object]) -> list[str]:
+    return methods_of([{"method": m} for m in found])
+
+
+# --- Figures 10 and 11 -----------------------------------------------------------------------------------------------
+
+
+def settings_axes(results: Collected) -> list[str]:
+    """Settings that the sensitivity runs vary, those of the walk first."""
+    found = {r["settings"]["axis"] for r in results.finished("sensitivity") if "axis" in r["settings"]}
+    return sorted(found, key=lambda axis: (axis not in FIGURE_10_AXES, axis))
+
+
+def _sensitivity(results: Collected, of_walk: bool) -> Figure:
+    """NLL against settings: a row for each data set, a column for each setting."""
+    records = results.finished("sensitivity")
+    axes_names = [a for a in settings_axes(results) if (a in FIGURE_10_AXES) == of_walk]
+    datasets = results.datasets("sensitivity")
+    figure = new_figure(2.7 * len(axes_names) + 0.6, 2.1 * len(datasets) + 0.9)
+    axes = figure.subplots(len(datasets), len(axes_names), squeeze=False, sharex="col", sharey="row")
+    for row, dataset in zip(axes, datasets, strict=True):
+        for axis, name in zip(row, axes_names, strict=True):
+            mine = [r for r in records if (r["dataset"], r["settings"].get("axis")) == (dataset, name)]
+            _setting(axis, mine)
+        row[0].set_ylabel(f"{dataset}\nNLL", fontsize=9)
+    for axis, name in zip(axes[-1], axes_names, strict=True):
+        axis.set_xlabel(SETTING_NAMES.get(name, name), fontsize=9)
+    legend_of(figure, axes.flat, 4)
+    return figure
+
+
+def _setting(axis: Axes, records: Sequence[Record]) -> None:
+    """Validation dashed, test solid, for each walk; the values evenly spaced, since most are powers."""
+    values = sorted({float(r["settings"]["value"]) for r in records})
+    position = {value: float(i) for i, value in enumerate(values)}
+    walks = sorted({_walk(r) for r in records})
+    for walk in walks:
+        mine = [r for r in records if _walk(r) == walk]
+        for part, style in (("test", "-"), ("validation", "--")):
+            losses = grouped(
+                mine, lambda r: position[float(r["settings"]["value"])], lambda r, p=part: r["metrics"][p]["nll"]
+            )
+            pairs = [summary(losses[p]) for p in sorted(losses)]
+            means, errors = zip(*pairs, strict=True)
+            name = f"{label(walk)}, {part}"
+            axis.errorbar(sorted(losses), means, errors, label=name, ls=style, **mark(walk), **LINE)
+    axis.set_xticks(list(position.values()), [f"{v:g}" for v in values], fontsize=7)
+    axis.tick_params(axis="y", labelsize=7)
+    axis.grid(color="0.92", lw=0.6)
+
+
+def _walk(record: Record) -> str:
+    """Which of FiberLaplace's walks a run took."""
+    return "fiber_typical" if "typical" in record["method"] else "fiber"
+
+
+def _has_settings(results: Collected, of_walk: bool) -> bool:
+    return any((axis in FIGURE_10_AXES) == of_walk for axis in settings_axes(results))
+
+
+PICTURES = (
+    Picture(
+        "figure-5",
+        "Figure 5: seconds (base-10 logarithm) and NLL against the number of hidden layers of 64 units; crosses at the "
+        "upper edge: the method failed.",
+        lambda results: bool(results.finished("scaling")),
+        _scaling,
+    ),
+    Picture(
+        "figure-6",
+        "Figure 6: log-likelihood of CIFAR-10's test images under 15 corruptions, against severity.",
+        lambda results: bool(shifted(results.finished("cifar10"), "corruption")),
+        _corruption,
+    ),
+    Picture(
+        "figure-7",
+        "Figure 7: log-likelihood of MNIST's test images against the angle of their rotation.",
+        lambda results: bool(shifted(results.finished("mnist"), "rotation")),
+        _rotation,
+    ),
+    Picture(
+        "figure-10",
+        "Figure 10: NLL against the settings of the walk; nothing is chosen afterwards.",
+        functools.partial(_has_settings, of_walk=True),
+        functools.partial(_sensitivity, of_walk=True),
+    ),
+    Picture(
+        "figure-11",
+        "Figure 11: NLL against the latent size and the other settings.",
+        functools.partial(_has_settings, of_walk=False),
+        functools.partial(_sensitivity, of_walk=False),
+    ),
+)
