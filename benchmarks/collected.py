@@ -19,6 +19,9 @@ SEVERAL_NETWORKS = ("ensemble", "multiswag", "mixture")
 CHAINS = ("hmc", "sgld", "sghmc", "csghmc")
 """Methods that run Markov chains from the trained network."""
 
+WITHOUT_FIT = ("map", "temperature")
+"""The trained network by itself; the temperature is found by the choice of settings."""
+
 FIBER = ("fiber", "fiber_typical")
 """The two walks of FiberLaplace."""
 
@@ -185,7 +188,7 @@ def summary(values: Iterable[float]) -> tuple[float, float]:
     return statistics.fmean(numbers), error
 
 
-def score_of(record: Mapping[str, Any], measure: str = "nll") -> float | None:
-    """A test score of a record."""
-    value = record["metrics"]["test"].get(measure)
+def score_of(record: Mapping[str, Any], measure: str = "nll", part: str = "test") -> float | None:
+    """A score of a record on test or validation data, where it has it."""
+    value = record["metrics"].get(part, {}).get(measure)
     return None if value is None else float(value)

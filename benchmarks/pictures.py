@@ -38,8 +38,8 @@ SHOWN_POINTS = 300
 """Training points of Banana that a figure shows."""
 
 DECIMALS = 3
-HMC_EFFORT = {"n_warmup": 30, "n_kept": 200, "max_leapfrog": 100}
-QUICK_HMC = {"n_chains": 2, "n_warmup": 3, "n_kept": 10, "max_leapfrog": 5}
+HMC_EFFORT: dict[str, Any] = {"n_warmup": 30, "n_kept": 200, "max_leapfrog": 100}
+QUICK_HMC: dict[str, Any] = {"n_chains": 2, "n_warmup": 3, "n_kept": 10, "max_leapfrog": 5}
 COMPONENT_STEPS = (5, 10, 20, 40, 80)
 """Drifts of the walks whose samples Figure 12 shows, all of the default's length."""
 

@@ -14,8 +14,6 @@ from benchmarks.variants import VARIANTS
 
 Record = dict[str, Any]
 FILE_NAME = "report.md"
-README_MARKS = ("<!-- results -->", "<!-- /results -->")
-README_MEASURES = ("nll", "ece", "fit_seconds")
 
 
 def report(folder: Path, part: str = "test") -> str:
@@ -37,30 +35,6 @@ def write_report(folder: Path, sections: Sequence[str], records: Sequence[Record
     text = "\n\n".join([*sections, *ending]) + "\n"
     (folder / FILE_NAME).write_text(text)
     return text
-
-
-def readme_block(folder: Path, part: str = "test") -> str:
-    """What the README shows of an experiment: the tables of ``README_MEASURES``."""
-    finished = [r for r in records_in(folder) if r["status"] == "finished"]
-    seeds = len({r["seed"] for r in finished})
-    tables = (f"{MEASURES[m]}:\n\n{_measure_table(finished, m, part)}" for m in README_MEASURES)
-    lead = f"{part.capitalize()} data, mean ± standard error over {seeds} splits and networks."
-    return "\n\n".join((README_MARKS[0], lead, *tables, README_MARKS[1]))
-
-
-def update_readme(readme: Path, folder: Path) -> None:
-    """Write the README's results anew, between their marks.
-
-    Raises
-    ------
-    ValueError
-        The file does not have the marks.
-    """
-    before, found, rest = readme.read_text().partition(README_MARKS[0])
-    _, ended, after = rest.partition(README_MARKS[1])
-    if not (found and ended):
-        raise ValueError(f"Expected the lines {README_MARKS} in {readme}; got no such place for the results.")
-    readme.write_text(before + readme_block(folder) + after)
 
 
 def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from laplace_fiber.comparison import METHODS, method
 
 _COMPARED = {name: method(name).label for name in (*METHODS, "fiber+temperature")}
@@ -115,7 +117,7 @@ MEASURES = {
 }
 
 
-def mark(method: str) -> dict[str, str]:
+def mark(method: str) -> dict[str, Any]:
     """Colour and marker of a compared method, as matplotlib's ``plot`` takes them."""
     return {"color": COLOURS[method], "marker": MARKERS[method]}
 

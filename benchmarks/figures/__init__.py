@@ -18,7 +18,7 @@ PICTURES: tuple[Picture, ...] = (*summary.PICTURES, *posteriors.PICTURES, *curve
 FOLDER = Path("img") / "benchmarks"
 """Where they lie, seen from the folder of the pages."""
 
-RESOLUTION = 100
+RESOLUTION = 120
 """Dots per inch."""
 
 COLOURS_OF_A_FILE = 256

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -11,7 +12,7 @@ from matplotlib.figure import Figure
 from benchmarks.collected import Collected, Record, summary
 from benchmarks.style import COMPARED, label, mark
 
-LINE = {"lw": 1.3, "ms": 5.0, "capsize": 2.0, "elinewidth": 0.8}
+LINE: dict[str, Any] = {"lw": 1.3, "ms": 5.0, "capsize": 2.0, "elinewidth": 0.8}
 
 
 @dataclass(frozen=True)
@@ -22,6 +23,10 @@ class Picture:
     ----------
     name
         Of its file.
+    experiment
+        Whose results it shows.
+    title
+        A few words in the place of the picture.
     caption
         One or two sentences: what it shows, and which figure of the paper it is.
     has_results
@@ -31,6 +36,8 @@ class Picture:
     """
 
     name: str
+    experiment: str
+    title: str
     caption: str
     has_results: Callable[[Collected], bool]
     draw: Callable[[Collected], Figure]
@@ -61,7 +68,7 @@ def panels(figure: Figure, n: int, columns: int, x_label: str, y_label: str) -> 
     return list(axes.flat)[:n]
 
 
-def error_line(axis: Axes, method: str, points: Mapping[float, Sequence[float]], **options: object) -> None:
+def error_line(axis: Axes, method: str, points: Mapping[float, Sequence[float]], **options: Any) -> None:
     """Means and standard errors at each position, joined, in the method's colour."""
     places = sorted(points)
     pairs = [summary(points[p]) for p in places]
@@ -71,7 +78,7 @@ def error_line(axis: Axes, method: str, points: Mapping[float, Sequence[float]],
 
 def legend_of(figure: Figure, axes: Iterable[Axes], columns: int) -> None:
     """One legend for the lines of several panels, each named once."""
-    named = {}
+    named: dict[str, Any] = {}
     for axis in axes:
         for handle, name in zip(*axis.get_legend_handles_labels(), strict=True):
             named.setdefault(name, handle)

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from benchmarks.collected import Collected, Record, grouped, score_of, summary
+from benchmarks.collected import WITHOUT_FIT, Collected, Record, grouped, score_of, summary
 from benchmarks.figures.common import LINE, Picture, error_line, legend_of, methods_of, new_figure, panels
 from benchmarks.style import COLOURS, label, mark
 
@@ -64,7 +64,7 @@ def _scaling(results: Collected) -> Figure:
 def log_seconds(record: Record) -> float | None:
     """Base-10 logarithm of the seconds of fit and prediction; None for a method without a fit."""
     seconds = record["fit_seconds"] + record.get("predict_seconds", 0.0)
-    return math.log10(seconds) if record["fit_seconds"] > 0 else None
+    return None if record["method"] in WITHOUT_FIT else math.log10(seconds)
 
 
 # --- Figures 6 and 7 -------------------------------------------------------------------------------------------------
@@ -157,9 +157,8 @@ def _setting(axis: Axes, records: Sequence[Record]) -> None:
     for walk in walks:
         mine = [r for r in records if _walk(r) == walk]
         for part, style in (("test", "-"), ("validation", "--")):
-            losses = grouped(
-                mine, lambda r: position[float(r["settings"]["value"])], lambda r, p=part: r["metrics"][p]["nll"]
-            )
+            loss = functools.partial(score_of, part=part)
+            losses = grouped(mine, lambda r: position[float(r["settings"]["value"])], loss)
             pairs = [summary(losses[p]) for p in sorted(losses)]
             means, errors = zip(*pairs, strict=True)
             name = f"{label(walk)}, {part}"
@@ -181,6 +180,8 @@ def _has_settings(results: Collected, of_walk: bool) -> bool:
 PICTURES = (
     Picture(
         "figure-5",
+        "scaling",
+        "Time and NLL against depth",
         "Figure 5: seconds (base-10 logarithm) and NLL against the number of hidden layers of 64 units; crosses at the "
         "upper edge: the method failed.",
         lambda results: bool(results.finished("scaling")),
@@ -188,24 +189,32 @@ PICTURES = (
     ),
     Picture(
         "figure-6",
+        "cifar10",
+        "Log-likelihood under corruptions",
         "Figure 6: log-likelihood of CIFAR-10's test images under 15 corruptions, against severity.",
         lambda results: bool(shifted(results.finished("cifar10"), "corruption")),
         _corruption,
     ),
     Picture(
         "figure-7",
+        "mnist",
+        "Log-likelihood against rotation",
         "Figure 7: log-likelihood of MNIST's test images against the angle of their rotation.",
         lambda results: bool(shifted(results.finished("mnist"), "rotation")),
         _rotation,
     ),
     Picture(
         "figure-10",
+        "sensitivity",
+        "NLL against the settings of the walk",
         "Figure 10: NLL against the settings of the walk; nothing is chosen afterwards.",
         functools.partial(_has_settings, of_walk=True),
         functools.partial(_sensitivity, of_walk=True),
     ),
     Picture(
         "figure-11",
+        "sensitivity",
+        "NLL against the latent size and other settings",
         "Figure 11: NLL against the latent size and the other settings.",
         functools.partial(_has_settings, of_walk=False),
         functools.partial(_sensitivity, of_walk=False),

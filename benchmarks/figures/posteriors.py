@@ -168,6 +168,8 @@ def _of_changes(dataset: str) -> tuple[tuple[str, str], ...]:
 PICTURES = (
     Picture(
         "figure-2",
+        "pictures",
+        "Bands of six posteriors on Snelson's data",
         "Figure 2: posteriors on Snelson's data, all with prior precision 1 and not tuned. Bands are two standard "
         "deviations, of the function (dark) and of the target (light).",
         _needs(*_of_panels(BAND_PANELS, "snelson")),
@@ -175,6 +177,8 @@ PICTURES = (
     ),
     Picture(
         "figure-3",
+        "pictures",
+        "A Gaussian, the latent posterior and HMC on Snelson and Banana",
         "Figure 3: the Gaussian with the mean and covariance of the walk's states, and the latent posterior over the "
         "same walk, with HMC for comparison. Top: Snelson. Below: Banana, class probability and its deviation.",
         _needs(*_of_panels(FORM_PANELS, "snelson", "banana")),
@@ -182,6 +186,8 @@ PICTURES = (
     ),
     Picture(
         "figure-8",
+        "pictures",
+        "Bands on Snelson for other α, T and n",
         "Figure 8: the walk's states on Snelson's data for other drift lengths α, numbers of drifts T and of "
         "trajectories n. The reach is α T, so that a longer walk goes further.",
         _needs(*_of_changes("snelson")),
@@ -189,12 +195,16 @@ PICTURES = (
     ),
     Picture(
         "figure-9",
+        "pictures",
+        "Spread on Banana for other α, T and n",
         "Figure 9: the same on Banana: standard deviation of the class probability.",
         _needs(*_of_changes("banana")),
         functools.partial(_varied, dataset="banana"),
     ),
     Picture(
         "figure-12",
+        "pictures",
+        "Principal components of posterior samples on Banana",
         "Figure 12: posterior samples on Banana, HMC's and those of walks with T drifts of the default's length, on "
         "the first two principal components of all of them together; the trained weights are the origin.",
         _needs(("banana", "components")),

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from benchmarks.collected import Collected, Scores, summary
+from benchmarks.collected import WITHOUT_FIT, Collected, Scores, summary
 from benchmarks.figures.common import Picture, in_order, legend_of, new_figure, panels
 from benchmarks.style import COMPARED, label, mark
 
@@ -105,7 +105,7 @@ def _costs(axis: Axes, scores: Scores) -> None:
     losses = sorted(loss for _, loss in points.values() if loss is not None)
     worst = losses[0] + 2.5 * (losses[len(losses) // 2] - losses[0]) if losses else 1.0  # others would flatten the rest
     for method, (seconds, loss) in points.items():
-        if method in ("map", "temperature") or loss is None:  # these have no fit
+        if method in WITHOUT_FIT or loss is None:
             continue
         axis.plot(seconds, min(loss, worst), ls="", ms=6, label=label(method), **mark(method))
     if "map" in points:
@@ -122,9 +122,16 @@ def _any(results: Collected) -> bool:
 def _of(name: str, which: str, methods: Sequence[str]) -> Picture:
     caption = (
         f"NLL of the averaged predictive on test data minus that of the trained network by itself, {which}: mean and "
-        "standard error of the difference, paired over seeds; left is better. Triangles at the right edge lie beyond it."
+        "standard error of the difference, paired over seeds; left is better. Triangles lie further right."
     )
-    return Picture(name, caption, _any, functools.partial(_against_map, methods=methods))
+    return Picture(
+        name,
+        "snelson",
+        f"NLL against the MAP's, {which}",
+        caption,
+        _any,
+        functools.partial(_against_map, methods=methods),
+    )
 
 
 PICTURES = (
@@ -132,6 +139,8 @@ PICTURES = (
     _of("nll-against-map-short", "one method of each kind", SHORT_LIST),
     Picture(
         "cost",
+        "snelson",
+        "Seconds against NLL",
         "Seconds of the fit against NLL, means over seeds. The dashed line is the trained network by itself; points at "
         "the upper edge lie beyond it.",
         _any,
