@@ -182,10 +182,11 @@ def grouped(
 
 
 def summary(values: Iterable[float]) -> tuple[float, float]:
-    """Mean and standard error; the latter 0 for one value."""
+    """Mean and standard error; the latter 0 for one value, or where one is not finite."""
     numbers = list(values)
-    error = statistics.stdev(numbers) / math.sqrt(len(numbers)) if len(numbers) > 1 else 0.0
-    return statistics.fmean(numbers), error
+    mean = statistics.fmean(numbers)
+    spread = statistics.stdev(numbers) if len(numbers) > 1 and math.isfinite(mean) else 0.0
+    return mean, spread / math.sqrt(len(numbers))
 
 
 def score_of(record: Mapping[str, Any], measure: str = "nll", part: str = "test") -> float | None:

@@ -40,8 +40,8 @@ SHOWN_POINTS = 300
 DECIMALS = 3
 HMC_EFFORT: dict[str, Any] = {"n_warmup": 30, "n_kept": 200, "max_leapfrog": 100}
 QUICK_HMC: dict[str, Any] = {"n_chains": 2, "n_warmup": 3, "n_kept": 10, "max_leapfrog": 5}
-COMPONENT_STEPS = (5, 10, 20, 40, 80)
-"""Drifts of the walks whose samples Figure 12 shows, all of the default's length."""
+COMPONENT_STEPS = (10, 20, 40, 80)
+"""Drifts of the walks whose samples Figure 12 shows beside the walk to the typical set, all of the default's length."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ class Change:
 
 
 DEFAULTS = {"alpha": 1.0, "n_steps": float(TrajectorySampler().n_steps), "n_particles": 32.0}
-AXES = {"alpha": (0.25, 0.5, 2.0), "n_steps": (10.0, 20.0, 80.0), "n_particles": (2.0, 8.0, 128.0)}
+AXES = {"alpha": (0.25, 0.5, 2.0), "n_steps": (10.0, 20.0, 80.0), "n_particles": (2.0, 8.0, 64.0)}
 CHANGES = {
     f"{axis.removeprefix('n_')}-{value:g}": Change(axis, value, value / DEFAULTS[axis])
     for axis, values in AXES.items()
@@ -194,7 +194,7 @@ def _of_last_class(prediction: Prediction, classes: bool) -> Prediction:
 
 
 def _components(run: Run, task: Task) -> dict[str, Any]:
-    """Samples of HMC and of walks of several lengths on the first two principal components of them all.
+    """Samples of HMC and of several walks on the first two principal components of them all.
 
     Weights are counted from the trained ones. Every posterior gives the same number of samples.
     """
@@ -206,6 +206,8 @@ def _components(run: Run, task: Task) -> dict[str, Any]:
         reach = math.sqrt(task.n_params / PRIOR_PRECISION) * n_steps / TrajectorySampler().n_steps
         la = _fiber(task, run.seed, run.effort, replace(sampler, reach=reach))
         samples[f"steps-{n_steps}"] = la.sample(task.n_samples)
+    typical = typical_set_walk(seed=run.seed, **run.effort.walk)
+    samples["typical"] = _fiber(task, run.seed, run.effort, typical).sample(task.n_samples)
     origin = torch.cat([p.detach().flatten() for p in task.model.parameters()])
     stacked = (torch.cat(list(samples.values())) - origin).double()
     _, spectrum, axes = torch.linalg.svd(stacked - stacked.mean(0), full_matrices=False)

@@ -44,8 +44,10 @@ def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def mean_and_error(values: Sequence[float], decimals: int = 3) -> str:
-    """Mean ± standard error, the latter where there are two values or more."""
+    """Mean ± standard error, the latter where there are two values or more, all of them finite."""
     mean = statistics.fmean(values)
+    if not math.isfinite(mean):
+        return f"{mean}"
     form = f".{decimals}f" if abs(mean) < 1e5 else ".1e"
     if len(values) < 2:
         return f"{mean:{form}}"

@@ -21,7 +21,11 @@ FOLDER = Path("img") / "benchmarks"
 RESOLUTION = 120
 """Dots per inch."""
 
-COLOURS_OF_A_FILE = 256
+LARGEST_FILE = 150_000
+"""Bytes, of a file with full colours."""
+
+PALETTE = 256
+"""Colours of larger ones."""
 
 
 def available(results: Collected) -> dict[str, Picture]:
@@ -42,8 +46,11 @@ def draw_all(results: Collected, docs: Path) -> list[Path]:
 
 
 def _save(figure: Figure, path: Path) -> None:
-    """As PNG with a palette, a third of the size of one with full colours."""
+    """As PNG: with full colours if the file is small enough, else with a palette, which takes a third of the size."""
     drawn = BytesIO()
     figure.savefig(drawn, format="png", dpi=RESOLUTION)
     with Image.open(drawn) as image:
-        image.convert("RGB").quantize(COLOURS_OF_A_FILE, dither=Image.Dither.NONE).save(path, optimize=True)
+        full = image.convert("RGB")
+    full.save(path, optimize=True)
+    if path.stat().st_size > LARGEST_FILE:
+        full.quantize(PALETTE, dither=Image.Dither.NONE).save(path, optimize=True)

@@ -19,6 +19,9 @@ from benchmarks.style import COLOURS, label
 
 SEED = 0
 MARGIN = 3.0  # of the y axis around Snelson's targets; a band may leave the panel
+LEVELS = 10
+"""Steps of colour of a surface."""
+
 FORM_TITLES = {
     "gaussian": "Gaussian, covariance of the states",
     "states": "Fiber, states of the walk",
@@ -92,7 +95,7 @@ def _varied(results: Collected, dataset: str) -> Figure:
 
 
 def _components(results: Collected) -> Figure:
-    """Figure 12: HMC's samples, and those of walks of several lengths over them."""
+    """Figure 12: HMC's samples, and those of several walks over them."""
     picture = _record(results, "banana", "components")["picture"]
     points, shares = picture["points"], picture["explained"]
     walks = [name for name in points if name != "hmc"]
@@ -100,12 +103,13 @@ def _components(results: Collected) -> Figure:
     axes = figure.subplots(1, len(walks), sharex=True, sharey=True)
     for axis, name in zip(axes, walks, strict=True):
         axis.scatter(*points["hmc"], s=9, color=COLOURS["hmc"], marker="^", alpha=0.7, lw=0, label=label("hmc"))
-        axis.scatter(*points[name], s=9, color=COLOURS["fiber"], alpha=0.7, lw=0, label=label("fiber"))
+        walk = "fiber_typical" if name == "typical" else "fiber"
+        axis.scatter(*points[name], s=9, color=COLOURS[walk], alpha=0.7, lw=0, label=label(walk))
         axis.plot(0, 0, "*", color=COLOURS["map"], ms=9, label=label("map"))
-        axis.set_title(f"T = {name.removeprefix('steps-')}", fontsize=10)
-    figure.supxlabel(f"first component ({100 * shares[0]:.0f} % of the variance)", fontsize=9)
+        axis.set_title("typical set" if name == "typical" else f"T = {name.removeprefix('steps-')}", fontsize=10)
+    axes[len(walks) // 2].set_xlabel(f"first component ({100 * shares[0]:.0f} % of the variance)", fontsize=9)
     axes[0].set_ylabel(f"second component ({100 * shares[1]:.0f} %)", fontsize=9)
-    legend_of(figure, axes[:1], 3)
+    legend_of(figure, axes, 4)
     return figure
 
 
@@ -127,6 +131,7 @@ def _band(axis: Axes, record: Record, form: str, colour: str) -> None:
     draw_data(axis, dataset)
     axis.set_ylim(*limits_around([dataset.train[1], dataset.test[1]], MARGIN))
     axis.set_xlim(float(x.min()), float(x.max()))
+    axis.set_xticks(range(-2, 10, 2))
 
 
 def _surface(axis: Axes, record: Record, form: str, key: str) -> Any:
@@ -134,16 +139,8 @@ def _surface(axis: Axes, record: Record, form: str, key: str) -> Any:
     across, up, data = picture["across"], picture["up"], picture["data"]
     values = torch.tensor(picture["forms"][form][key]).reshape(len(up), len(across))
     colours, highest = ("RdBu_r", 1.0) if key == "mean" else ("viridis", 0.5)
-    drawn = axis.imshow(
-        values,
-        cmap=colours,
-        vmin=0.0,
-        vmax=highest,
-        origin="lower",
-        extent=(across[0], across[-1], up[0], up[-1]),
-        aspect="auto",
-        interpolation="bilinear",
-    )
+    levels = torch.linspace(0.0, highest, LEVELS + 1).tolist()
+    drawn = axis.contourf(across, up, values, levels, cmap=colours)
     for number, (face, marker) in enumerate((("white", "o"), ("0.2", "s"))):
         chosen = [i for i, c in enumerate(data["class"]) if c == number]
         x, y = ([data[k][i] for i in chosen] for k in ("x", "y"))
@@ -205,8 +202,9 @@ PICTURES = (
         "figure-12",
         "pictures",
         "Principal components of posterior samples on Banana",
-        "Figure 12: posterior samples on Banana, HMC's and those of walks with T drifts of the default's length, on "
-        "the first two principal components of all of them together; the trained weights are the origin.",
+        "Figure 12: posterior samples on Banana, HMC's and those of walks with T drifts of the default's length and of "
+        "the walk to the typical set, on the first two principal components of all of them together. The trained "
+        "weights are the origin, where the chains start, too.",
         _needs(("banana", "components")),
         _components,
     ),

@@ -19,7 +19,7 @@ SHOWN_LOSS = 1.0
 """A method that is worse than the MAP by more than this share of the gain of the best is drawn at the edge."""
 
 ROW_HEIGHT = 0.22
-COLUMNS = 4
+MOST_COLUMNS = 5
 
 SHORT_LIST = (
     "temperature",
@@ -55,8 +55,7 @@ def _against_map(results: Collected, methods: Sequence[str]) -> Figure:
     """A panel for each data set, a row for each method: paired difference of NLL to the MAP, with standard error."""
     every = [s for s in scores_of_all(results) if "map" in s.by_method]
     methods = [m for m in in_order({m for s in every for m in s.by_method}) if m in methods]
-    columns = min(COLUMNS, len(every))
-    rows = -(-len(every) // columns)
+    columns, rows = _grid(len(every))
     figure = new_figure(2.6 + 1.8 * columns, (1.0 + ROW_HEIGHT * len(methods)) * rows)
     axes = panels(figure, len(every), columns, "NLL − NLL of the MAP", "")
     for place, (axis, scores) in enumerate(zip(axes, every, strict=True)):
@@ -64,6 +63,12 @@ def _against_map(results: Collected, methods: Sequence[str]) -> Figure:
         axis.set_yticks(range(len(methods)), [label(m) for m in methods] if place % columns == 0 else [])
         axis.set_ylim(len(methods) - 0.5, -0.5)
     return figure
+
+
+def _grid(n: int) -> tuple[int, int]:
+    """Columns and rows for n panels, with few places left empty."""
+    rows = -(-n // MOST_COLUMNS)
+    return -(-n // rows), rows
 
 
 def _differences(axis: Axes, scores: Scores, methods: Sequence[str]) -> None:
@@ -81,7 +86,8 @@ def _differences(axis: Axes, scores: Scores, methods: Sequence[str]) -> None:
             continue
         axis.errorbar(gap.mean, row, xerr=gap.error or 0.0, **mark(method), ms=5, capsize=2, elinewidth=1.0)
     axis.axvline(0.0, color="0.4", lw=0.8)
-    axis.set_xlim(-1.35 * gain, 1.12 * edge)
+    lowest = min((gap.mean - (gap.error or 0.0) for gap in gaps.values()), default=0.0)
+    axis.set_xlim(min(1.1 * lowest, -0.2 * gain), 1.12 * edge)
     axis.set_title(scores.dataset, fontsize=9)
     axis.locator_params(axis="x", nbins=4)
     axis.grid(axis="y", color="0.9", lw=0.6)
@@ -91,8 +97,8 @@ def _differences(axis: Axes, scores: Scores, methods: Sequence[str]) -> None:
 def _cost(results: Collected) -> Figure:
     """Seconds of the fit against NLL, a panel for each data set."""
     every = scores_of_all(results)
-    columns = min(COLUMNS, len(every))
-    figure = new_figure(2.3 * columns, 2.3 * -(-len(every) // columns) + 1.2)
+    columns, rows = _grid(len(every))
+    figure = new_figure(2.3 * columns, 2.3 * rows + 1.2)
     axes = panels(figure, len(every), columns, "seconds of the fit", "NLL")
     for axis, scores in zip(axes, every, strict=True):
         _costs(axis, scores)
