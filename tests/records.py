@@ -37,9 +37,12 @@ def write_all(folder: Path) -> None:
         for seed in range(2):
             nll = 1.0 + gap + 0.02 * seed
             shifts = {"rotation": {str(angle): {"nll": nll + angle / 90} for angle in (0, 15, 30)}}
-            write(folder, "mnist", "mnist", method, seed, metrics=scores(nll), shifts=shifts)
+            ood = {"fashion": {"auroc_confidence": 0.9 + gap, "auroc_entropy": 0.8}}
+            write(folder, "mnist", "mnist", method, seed, metrics=scores(nll), shifts=shifts, ood=ood)
             corruptions = {f"{name}/{s}": {"nll": nll + s / 5} for name in ("fog", "gaussian_noise") for s in (1, 2)}
-            write(folder, "cifar10", "cifar10", method, seed, metrics=scores(nll), shifts={"corruption": corruptions})
+            shifts = {"corruption": corruptions}
+            write(folder, "cifar10", "cifar10-small", method, seed, metrics=scores(nll), shifts=shifts)
+            write(folder, "cifar10", "cifar10-small-all", method, seed, metrics=scores(9.0), shifts={})
             for layers in (1, 2, 3):
                 write(folder, "scaling", f"layers-{layers}", method, seed, metrics=scores(nll + layers))
     write(folder, "scaling", "layers-4", "fiber", 0, status="failed", error="RuntimeError('fell over')")

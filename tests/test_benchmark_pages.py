@@ -107,8 +107,8 @@ def test_tables_mark_the_best_of_one_network_and_what_is_missing(glass):
 
 
 def test_the_papers_column_stands_beside_single_samples(tmp_path):
-    records.write_losses(tmp_path, "uci", "glass-raw", {"fiber": [1.0, 1.2], "map": [2.0, 2.0]}, fit_seconds=100.0)
-    head, _, *rows = dataset_table(Collected(tmp_path).scores("uci", "glass-raw")).splitlines()
+    records.write_losses(tmp_path, "uci-raw", "glass-raw", {"fiber": [1.0, 1.2], "map": [2.0, 2.0]}, fit_seconds=100.0)
+    head, _, *rows = dataset_table(Collected(tmp_path).scores("uci-raw", "glass-raw")).splitlines()
     columns = [cell.strip() for cell in head.strip("|").split("|")]
     fiber = next(row for row in rows if row.startswith("| Fiber |"))
     cells = dict(zip(columns, (cell.strip() for cell in fiber.strip("|").split("|")), strict=True))
@@ -183,6 +183,8 @@ def test_every_experiment_has_its_tables(tmp_path):
     assert "| data | 0.5 | 1 |" in text
     assert "| Fiber | -0.910 | -1.077 | -1.243 |" in text  # rotations by 0, 15 and 30 degrees
     assert "| Fiber | -1.110 | -1.310 |" in text  # severities
+    assert "| method | mnist against fashion |" in text
+    assert "| Fiber | 0.800 ± 0.000 |" in text
     assert "| Fiber | 0.910 ± 0.010 | **1.010 ± 0.010** | 0.12 ± 0.01 |" in text.replace(
         "**0.910 ± 0.010**", "0.910 ± 0.010"
     )

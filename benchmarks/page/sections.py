@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 from benchmarks import figures, paper
 from benchmarks.collected import Collected, Record, Scores, score_of
 from benchmarks.experiments import EXPERIMENTS
-from benchmarks.figures.curves import layers_of, log_seconds, settings_axes, shifted
+from benchmarks.figures.curves import corruption_records, layers_of, log_seconds, settings_axes, shifted
 from benchmarks.figures.summary import scores_of_all
 from benchmarks.page.tables import dataset_table, measure_table, rank_table, record_table, shift_table
 from benchmarks.page.verdicts import goals, verdict
@@ -36,12 +36,16 @@ RANKED = {
 FEW_SETS = 2
 """Up to so many data sets of an experiment have a table each, with all measures."""
 
-IMAGE_EXPERIMENTS = ("mnist", "fashion", "cifar10")
-TABLE_EXPERIMENTS = ("snelson", "banana", "uci")
-ALL_EXPERIMENTS = (*TABLE_EXPERIMENTS, *IMAGE_EXPERIMENTS, "scaling", "sensitivity", "pictures")
+SCORED = ("snelson", "banana", "uci", "uci-raw", "mnist", "fashion", "cifar10", "cifar10-resnet18")
+"""Experiments of all methods, each with its tables."""
+
+ALL_EXPERIMENTS = (*SCORED, "scaling", "sensitivity", "pictures")
 COMMANDS = {"fidelity": "python -m benchmarks.fidelity run --seeds 3 --data-dir DATA"}
 ANGLES = tuple(str(angle) for angle in range(0, 181, 15))
 SEVERITIES = tuple(str(severity) for severity in range(1, 6))
+FOREIGN = {"auroc_confidence": "by the largest class probability", "auroc_entropy": "by the predictive entropy"}
+"""Measures of the detection of foreign images."""
+
 LONGEST_ERROR = 160
 """Characters of an error message that the page shows."""
 
@@ -51,15 +55,14 @@ def sections(results: Collected) -> dict[str, str]:
     shown = {picture.name: figure(results, picture.name, figures.FOLDER) for picture in figures.PICTURES}
     shown.pop("nll-against-map-short")  # the README's
     every = scores_of_all(results)
-    raw = _scores(results, "uci", raw=True)
     return {
         **shown,
         "goals": goals(results),
         "ranks": rank_table(every, RANKED) if every else missing("snelson"),
-        **{name: _tables(name, _scores(results, name)) for name in (*TABLE_EXPERIMENTS, *IMAGE_EXPERIMENTS)},
-        "uci-raw": _tables("uci", raw),
-        "rotation": _shifts(results, "mnist", "rotation", str, ANGLES),
-        "corruption": _shifts(results, "cifar10", "corruption", lambda s: s.rpartition("/")[2], SEVERITIES),
+        **{name: _tables(name, [results.scores(name, d) for d in results.datasets(name)]) for name in SCORED},
+        "rotation": _shifts("mnist", shifted(results.finished("mnist"), "rotation"), str, ANGLES),
+        "corruption": _shifts("cifar10", shifted(corruption_records(results), "corruption"), _severity, SEVERITIES),
+        "foreign": _foreign(results),
         "scaling": _scaling(results),
         "sensitivity": _sensitivity(results),
         "fidelity": _fidelity(results),
@@ -83,11 +86,6 @@ def figure(results: Collected, name: str, folder: Path) -> str:
     return f"![{picture.title}]({(folder / name).as_posix()}.png)\n\n{picture.caption}"
 
 
-def _scores(results: Collected, experiment: str, raw: bool = False) -> list[Scores]:
-    names = [name for name in results.datasets(experiment) if name.endswith("-raw") == raw]
-    return [results.scores(experiment, name) for name in names]
-
-
 def _tables(experiment: str, every: Sequence[Scores]) -> str:
     """Verdicts, then a table for each measure of many data sets, and one for each data set of few or of the paper's."""
     if not every:
@@ -102,9 +100,39 @@ def _tables(experiment: str, every: Sequence[Scores]) -> str:
     return "\n\n".join(parts)
 
 
-def _shifts(results: Collected, experiment: str, kind: str, name: Callable[[str], str], order: Sequence[str]) -> str:
-    found = shifted(results.finished(experiment), kind)
+def _shifts(
+    experiment: str,
+    found: Mapping[str, Mapping[str, list[float]]],
+    name: Callable[[str], str],
+    order: Sequence[str],
+) -> str:
     return shift_table(found, name, order) if found else missing(experiment)
+
+
+def _severity(shift: str) -> str:
+    return shift.rpartition("/")[2]
+
+
+def _foreign(results: Collected) -> str:
+    """How well each method tells images of another set from those of its own."""
+    records = [r for name in ("mnist", "fashion") for r in results.finished(name) if r.get("ood")]
+    if not records:
+        return missing("mnist")
+    parts = []
+    for measure, title in FOREIGN.items():
+        area = functools.partial(_only_area, measure=measure)
+        table = record_table(records, lambda r: r["method"], lambda r: f"{r['dataset']} against {_other(r)}", area)
+        parts.append(f"Area under the ROC curve, {title}:\n\n{table}")
+    return "\n\n".join(parts)
+
+
+def _other(record: Record) -> str:
+    (name,) = record["ood"]
+    return str(name)
+
+
+def _only_area(record: Record, measure: str) -> float | None:
+    return float(record["ood"][_other(record)][measure])
 
 
 def _scaling(results: Collected) -> str:
