@@ -9,6 +9,7 @@ import torch
 
 from benchmarks import datasets, figures, models, pictures, style
 from benchmarks.collected import Collected
+from benchmarks.figures import curves
 from benchmarks.run import run_all
 from benchmarks.runs import RESULTS, Run
 from laplace_fiber import comparison
@@ -46,6 +47,12 @@ def test_rotated_digits_are_drawn_as_log_likelihoods(results):
     assert list(x) == [0.0, 15.0, 30.0]
     assert list(y) == pytest.approx([-(0.91 + angle / 90) for angle in (0, 15, 30)])
     assert axis.get_xlabel() == "rotation (degrees)"
+
+
+def test_lines_are_those_of_the_papers_methods(results):
+    (axis,) = drawn(results, "figure-7").axes
+    assert axis.get_legend_handles_labels()[1] == ["MAP", "Ensemble of five networks", "Fiber"]
+    assert {"map", "fiber", "fiber_typical", "laplace"} < set(curves.LINES) <= set(style.COMPARED)
 
 
 def test_each_corruption_has_a_panel(results):
