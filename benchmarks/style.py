@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 from laplace_fiber.comparison import METHODS, method
@@ -31,6 +32,7 @@ LABELS = {
     "fiber-typical": "Fiber, typical set",
     "fiber-typical-cold": "Fiber, typical set, without moves",
 }
+LABELS["laplace_full"] = "Laplace, full, sampled"  # of the experiment scaling
 LABELS = LABELS | {name: label for name, label in _COMPARED.items() if name not in LABELS}
 
 # Okabe and Ito's palette, distinct under colour blindness, for the forms of FiberLaplace in the demonstration; its
@@ -48,6 +50,7 @@ COLOURS = {
     "fiber-gaussian": "#D55E00",
     "temperature": "#4A4A4A",
     "laplace": "#E69F00",
+    "laplace_full": "#7A5200",
     "linearised": "#56B4E9",
     "low_rank": "#CC79A7",
     "last_layer": "#8C6D1F",
@@ -75,6 +78,7 @@ MARKERS = {
     "map": "*",
     "temperature": "P",
     "laplace": "s",
+    "laplace_full": "s",
     "linearised": "D",
     "low_rank": "v",
     "last_layer": "<",
@@ -117,9 +121,15 @@ MEASURES = {
 }
 
 
+def in_order(methods: Iterable[str]) -> list[str]:
+    """Methods in the order of all tables, those that are not compared elsewhere last."""
+    found = set(methods)
+    return [*(m for m in COMPARED if m in found), *sorted(found - set(COMPARED))]
+
+
 def mark(method: str) -> dict[str, Any]:
-    """Colour and marker of a compared method, as matplotlib's ``plot`` takes them."""
-    return {"color": COLOURS[method], "marker": MARKERS[method]}
+    """Colour and marker of a method, as matplotlib's ``plot`` takes them; a grey dot for one that has none here."""
+    return {"color": COLOURS.get(method, "#999999"), "marker": MARKERS.get(method, ".")}
 
 
 def label(method: str) -> str:

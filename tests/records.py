@@ -47,7 +47,9 @@ def write_all(folder: Path) -> None:
                 write(folder, "scaling", f"layers-{layers}", method, seed, metrics=scores(nll + layers))
     write(folder, "scaling", "layers-4", "fiber", 0, status="failed", error="RuntimeError('fell over')")
     for seed in range(2):
-        for axis, values in (("reach", (0.5, 1.0)), ("latent_size", (2, 8))):
+        settings: dict[str, Any] = {"axis": "default", "value": None}
+        write(folder, "sensitivity", "glass", "default", seed, metrics=scores(0.9), settings=settings)
+        for axis, values in (("reach", (0.5, 2.0)), ("latent_size", (2, 8)), ("refinements", (5,))):
             for value in values:
                 settings = {"axis": axis, "value": value}
                 name = f"{axis}-{value}"

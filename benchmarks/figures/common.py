@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from benchmarks.collected import Collected, Record, summary
-from benchmarks.style import COMPARED, label, mark
+from benchmarks.style import COMPARED, in_order, label, mark
 
 LINE: dict[str, Any] = {"lw": 1.3, "ms": 5.0, "capsize": 2.0, "elinewidth": 0.8}
 
@@ -46,12 +46,6 @@ class Picture:
 def new_figure(width: float, height: float) -> Figure:
     """An empty figure, in inches."""
     return Figure(figsize=(width, height), layout="constrained")
-
-
-def in_order(methods: Iterable[str]) -> list[str]:
-    """Compared methods in the order of all tables."""
-    found = set(methods)
-    return [m for m in COMPARED if m in found]
 
 
 def panels(figure: Figure, n: int, columns: int, x_label: str, y_label: str) -> list[Axes]:

@@ -11,8 +11,9 @@ from matplotlib.figure import Figure
 
 from benchmarks import paper
 from benchmarks.collected import WITHOUT_FIT, Collected, Record, grouped, score_of, summary
-from benchmarks.figures.common import LINE, Picture, error_line, in_order, legend_of, methods_of, new_figure, panels
-from benchmarks.style import COLOURS, label, mark
+from benchmarks.figures.common import LINE, Picture, error_line, legend_of, methods_of, new_figure, panels
+from benchmarks.style import in_order, label, mark
+from laplace_fiber import LatentAutoencoder, RefineToLevel, TrajectorySampler
 
 LINES = ("map", *(m for m in paper.METHODS if m != "hmc"), "fiber_typical")
 """Methods with a line in Figures 6 and 7: more than the paper's would hide each other."""
@@ -24,18 +25,33 @@ CORRUPTIONS_IN_A_ROW = 5
 CORRUPTED = (("cifar10-resnet18", "cifar10"), ("cifar10", "cifar10-small"))
 """Experiment and data set of Figure 6, in the order of preference."""
 
+DEFAULT = "default"
+"""Axis of the run of ``sensitivity`` with all settings at their defaults, which belongs to every axis."""
+
 SETTING_NAMES = {
     "reach": "reach / prior radius",
     "alpha": "α / default",
     "n_steps": "drifts T",
     "n_particles": "trajectories n",
-    "n_refinements": "refinements M",
+    "refinements": "refinements M",
+    "level": "level (nats per parameter)",
     "latent_size": "latent size",
     "lambda_plus": "λ₊",
     "lambda_minus": "λ₋",
 }
-FIGURE_10_AXES = ("reach", "alpha", "n_steps", "T", "n_particles", "n")
+FIGURE_10_AXES = ("reach", "n_steps", "n_particles", "refinements", "level")
 """What the walk depends on; the others follow in Figure 11."""
+
+DEFAULTS: dict[str, float] = {
+    "reach": 1.0,
+    "n_steps": TrajectorySampler().n_steps,
+    "n_particles": TrajectorySampler().n_particles,
+    "level": RefineToLevel().nats_per_parameter,
+    "latent_size": LatentAutoencoder().latent_size,
+    "lambda_plus": LatentAutoencoder().lambda_plus,
+    "lambda_minus": LatentAutoencoder().lambda_minus,
+}
+"""Where the default lies on an axis; on others it is no number, and drawn last."""
 
 
 # --- Figure 5 --------------------------------------------------------------------------------------------------------
@@ -60,7 +76,7 @@ def _scaling(results: Collected) -> Figure:
         failed = {layers_of(r) for r in mine} - {layers_of(r) for r in done}
         for axis in (time_axis, loss_axis):  # at the upper edge, in axes' coordinates
             for layers in sorted(failed):
-                axis.plot(layers, 0.97, "x", color=COLOURS[method], ms=8, transform=axis.get_xaxis_transform())
+                axis.plot(layers, 0.97, "x", color=mark(method)["color"], ms=8, transform=axis.get_xaxis_transform())
     depths = sorted({layers_of(r) for r in records})
     for axis, name in ((time_axis, "log₁₀ seconds of fit and prediction"), (loss_axis, "NLL")):
         axis.set_xticks(depths)
@@ -148,21 +164,31 @@ def _ordered(found: Mapping[str, object]) -> list[str]:
 
 def settings_axes(results: Collected) -> list[str]:
     """Settings that the sensitivity runs vary, those of the walk first."""
-    found = {r["settings"]["axis"] for r in results.finished("sensitivity") if "axis" in r["settings"]}
+    found = {r["settings"]["axis"] for r in results.finished("sensitivity")} - {DEFAULT}
     return sorted(found, key=lambda axis: (axis not in FIGURE_10_AXES, axis))
+
+
+def on_axis(results: Collected, axis: str) -> list[tuple[float, Record]]:
+    """Values and runs of one setting, the default's among them; infinite where the default is no number."""
+    found = []
+    for record in results.finished("sensitivity"):
+        place = record["settings"]["axis"]
+        if place == axis:
+            found.append((float(record["settings"]["value"]), record))
+        elif place == DEFAULT:
+            found.append((float(DEFAULTS.get(axis, math.inf)), record))
+    return found
 
 
 def _sensitivity(results: Collected, of_walk: bool) -> Figure:
     """NLL against settings: a row for each data set, a column for each setting."""
-    records = results.finished("sensitivity")
     axes_names = [a for a in settings_axes(results) if (a in FIGURE_10_AXES) == of_walk]
     datasets = results.datasets("sensitivity")
     figure = new_figure(2.7 * len(axes_names) + 0.6, 2.1 * len(datasets) + 0.9)
     axes = figure.subplots(len(datasets), len(axes_names), squeeze=False, sharex="col")
     for row, dataset in zip(axes, datasets, strict=True):
         for axis, name in zip(row, axes_names, strict=True):
-            mine = [r for r in records if (r["dataset"], r["settings"].get("axis")) == (dataset, name)]
-            _setting(axis, mine)
+            _setting(axis, [(value, r) for value, r in on_axis(results, name) if r["dataset"] == dataset])
         row[0].set_ylabel(f"{dataset}\nNLL", fontsize=9)
     for axis, name in zip(axes[-1], axes_names, strict=True):
         axis.set_xlabel(SETTING_NAMES.get(name, name), fontsize=9)
@@ -170,26 +196,26 @@ def _sensitivity(results: Collected, of_walk: bool) -> Figure:
     return figure
 
 
-def _setting(axis: Axes, records: Sequence[Record]) -> None:
+def _setting(axis: Axes, placed: Sequence[tuple[float, Record]]) -> None:
     """Validation dashed, test solid, for each walk; the values evenly spaced, since most are powers."""
-    values = sorted({float(r["settings"]["value"]) for r in records})
+    values = sorted({value for value, _ in placed})
     position = {value: float(i) for i, value in enumerate(values)}
-    walks = sorted({_walk(r) for r in records})
-    for walk in walks:
-        mine = [r for r in records if _walk(r) == walk]
+    for walk in sorted({walk_of(r) for _, r in placed}):
+        mine = [(value, r) for value, r in placed if walk_of(r) == walk]
         for part, style in (("test", "-"), ("validation", "--")):
-            loss = functools.partial(score_of, part=part)
-            losses = grouped(mine, lambda r: position[float(r["settings"]["value"])], loss)
+            losses: dict[float, list[float]] = {}
+            for value, record in mine:
+                losses.setdefault(position[value], []).append(record["metrics"][part]["nll"])
             pairs = [summary(losses[p]) for p in sorted(losses)]
             means, errors = zip(*pairs, strict=True)
             name = f"{label(walk)}, {part}"
             axis.errorbar(sorted(losses), means, errors, label=name, ls=style, **mark(walk), **LINE)
-    axis.set_xticks(list(position.values()), [f"{v:g}" for v in values], fontsize=7)
+    axis.set_xticks(list(position.values()), [f"{v:g}" if math.isfinite(v) else "default" for v in values], fontsize=7)
     axis.tick_params(axis="y", labelsize=7)
     axis.grid(color="0.92", lw=0.6)
 
 
-def _walk(record: Record) -> str:
+def walk_of(record: Record) -> str:
     """Which of FiberLaplace's walks a run took."""
     return "fiber_typical" if "typical" in record["method"] else "fiber"
 

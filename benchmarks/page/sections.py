@@ -10,9 +10,17 @@ from pathlib import Path
 from benchmarks import figures, paper
 from benchmarks.collected import Collected, Record, Scores, score_of
 from benchmarks.experiments import EXPERIMENTS
-from benchmarks.figures.curves import corruption_records, layers_of, log_seconds, settings_axes, shifted
+from benchmarks.figures.curves import (
+    corruption_records,
+    layers_of,
+    log_seconds,
+    on_axis,
+    settings_axes,
+    shifted,
+    walk_of,
+)
 from benchmarks.figures.summary import scores_of_all
-from benchmarks.page.tables import dataset_table, measure_table, rank_table, record_table, shift_table
+from benchmarks.page.tables import cells_table, dataset_table, measure_table, rank_table, record_table, shift_table
 from benchmarks.page.verdicts import goals, verdict
 from benchmarks.report import environments_of
 from benchmarks.style import label
@@ -148,20 +156,16 @@ def _scaling(results: Collected) -> str:
 
 def _sensitivity(results: Collected) -> str:
     """Test NLL for each value of each setting."""
-    records = results.finished("sensitivity")
-    if not records:
+    if not results.finished("sensitivity"):
         return missing("sensitivity")
     parts = []
     for axis in settings_axes(results):
-        mine = [r for r in records if r["settings"].get("axis") == axis]
-        table = record_table(mine, _dataset_and_method, lambda r: float(r["settings"]["value"]), score_of, "data")
-        parts.append(f"Test NLL against `{axis}`:\n\n{table}")
+        cells: dict[tuple[str, float], list[float]] = {}
+        for value, record in on_axis(results, axis):
+            row = f"{record['dataset']}, {label(walk_of(record))}"
+            cells.setdefault((row, value), []).append(record["metrics"]["test"]["nll"])
+        parts.append(f"Test NLL against `{axis}`:\n\n{cells_table(cells, 'data')}")
     return "\n\n".join(parts)
-
-
-def _dataset_and_method(record: Record) -> str:
-    walk = "fiber_typical" if "typical" in record["method"] else "fiber"
-    return f"{record['dataset']}, {label(walk)}"
 
 
 def _fidelity(results: Collected) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 from benchmarks import paper
 from benchmarks.collected import WITHOUT_FIT, Record, Scores, grouped, summary
 from benchmarks.report import markdown_table, mean_and_error
-from benchmarks.style import COMPARED, label
+from benchmarks.style import in_order, label
 
 DECIMALS = {"ece": 1, "ece_per_sample": 1, "calibration_error": 1, "log_time": 2}
 """Of a measure in tables; 3 for all others."""
@@ -29,12 +29,6 @@ COLUMNS = {
 """Headings of a table with all measures of one data set."""
 
 NOTHING = "–"
-
-
-def in_order(methods: Iterable[str]) -> list[str]:
-    """Methods in the order of all tables; unknown ones last."""
-    found = set(methods)
-    return [*(m for m in COMPARED if m in found), *sorted(found - set(COMPARED))]
 
 
 def values_of(scores: Scores, method: str, measure: str) -> list[float]:
@@ -107,13 +101,24 @@ def record_table(
     corner: str = "method",
 ) -> str:
     """Means and standard errors of the records' values, by row and column; rows are methods or names."""
-    cells = grouped(records, lambda r: (row(r), column(r)), value)
+    return cells_table(grouped(records, lambda r: (row(r), column(r)), value), corner)
+
+
+def cells_table(cells: Mapping[tuple[str, Any], Sequence[float]], corner: str) -> str:
+    """Means and standard errors by row and column; rows are methods or names."""
     columns = sorted({c for _, c in cells})
     rows = [
         [label(name), *(mean_and_error(cells[name, c]) if (name, c) in cells else NOTHING for c in columns)]
         for name in in_order({r for r, _ in cells})
     ]
-    return markdown_table([corner, *(f"{c:g}" if isinstance(c, float) else str(c) for c in columns)], rows)
+    return markdown_table([corner, *map(_heading, columns)], rows)
+
+
+def _heading(column: Any) -> str:
+    """Of a column; the infinite value of a setting is a default that is no number."""
+    if column == math.inf:
+        return "default"
+    return f"{column:g}" if isinstance(column, float) else str(column)
 
 
 def shift_table(
