@@ -180,7 +180,8 @@ def test_every_experiment_has_its_tables(tmp_path):
     records.write_all(tmp_path)
     text = page.page_text(Collected(tmp_path))
     assert "| hidden layers | 1 | 2 | 3 |" in text
-    assert "| data | 0.5 | 1 |" in text
+    assert "| data | 0.5 | 1 | 2 |" in text
+    assert "| data | 5 | default |" in text
     assert "| Fiber | -0.910 | -1.077 | -1.243 |" in text  # rotations by 0, 15 and 30 degrees
     assert "| Fiber | -1.110 | -1.310 |" in text  # severities
     assert "| method | mnist against fashion |" in text

@@ -71,13 +71,19 @@ def test_failures_are_crosses_and_only_fits_have_a_time(results):
 
 
 def test_settings_of_the_walk_and_the_others_have_a_figure_each(results):
-    for name, label, losses in (
-        ("figure-10", "reach / prior radius", [0.5, 1.0]),
-        ("figure-11", "latent size", [2, 8]),
-    ):
-        (axis,) = drawn(results, name).axes
-        assert axis.get_xlabel() == label
+    expected = (
+        ("figure-10", "reach / prior radius", [0.5, 0.9, 2.0]),  # the default's run in the middle
+        ("figure-11", "latent size", [2, 8, 0.9]),
+    )
+    for name, setting, losses in expected:
+        axis = {a.get_xlabel(): a for a in drawn(results, name).axes}[setting]
         assert list(line_named(axis, "Fiber, test").get_ydata()) == losses
+
+
+def test_a_default_that_is_no_number_comes_last(results):
+    axis = {a.get_xlabel(): a for a in drawn(results, "figure-10").axes}["refinements M"]
+    assert [text.get_text() for text in axis.get_xticklabels()] == ["5", "default"]
+    assert list(line_named(axis, "Fiber, test").get_ydata()) == [5, 0.9]
 
 
 def test_differences_to_the_map_are_paired_over_seeds(results):

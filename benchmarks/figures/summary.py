@@ -9,8 +9,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from benchmarks.collected import WITHOUT_FIT, Collected, Scores, summary
-from benchmarks.figures.common import Picture, in_order, legend_of, new_figure, panels
-from benchmarks.style import COMPARED, label, mark
+from benchmarks.figures.common import Picture, legend_of, new_figure, panels
+from benchmarks.style import COMPARED, in_order, label, mark
 
 EXPERIMENTS = ("snelson", "banana", "uci", "mnist", "fashion", "cifar10", "cifar10-resnet18")
 """Those that every method takes part in, but for UCI with raw inputs."""
