@@ -10,7 +10,7 @@ import torch
 
 from benchmarks import tables
 from benchmarks.experiments import EXPERIMENTS, SAME_RUNS
-from benchmarks.report import report, update_readme
+from benchmarks.report import report
 from benchmarks.run import run_all
 from benchmarks.runs import RESULTS, Run
 
@@ -24,7 +24,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _demo(options: argparse.Namespace) -> int:
-    from benchmarks import demo  # here, since nothing else needs matplotlib
+    from benchmarks import demo  # here, since it needs matplotlib
 
     demo.main(options.out)
     return 0
@@ -60,8 +60,15 @@ def _report(options: argparse.Namespace) -> int:
     folders = [options.out / options.experiment] if options.experiment else _result_folders(options.out)
     for folder in folders:
         print(report(folder, EXPERIMENTS[folder.name].part))
-    if options.readme:
-        update_readme(options.readme, options.out / "first")
+    if options.docs or options.readme:
+        from benchmarks import page  # here, since it needs matplotlib
+        from benchmarks.collected import Collected
+
+        results = Collected(options.out)
+        if options.docs:
+            print("\n".join(map(str, page.write_page(results, options.docs))))
+        if options.readme:
+            page.update_readme(options.readme, results)
     return 0
 
 
@@ -105,7 +112,8 @@ def _parser() -> argparse.ArgumentParser:
     command = commands.add_parser("report", help="print and write the tables")
     command.add_argument("experiment", nargs="?", help="default: every experiment with results")
     command.add_argument("--out", type=Path, default=RESULTS, help="folder of the results")
-    command.add_argument("--readme", type=Path, help="also write the first experiment's tables into this README")
+    command.add_argument("--docs", type=Path, help="also write the page of all experiments and its figures here")
+    command.add_argument("--readme", type=Path, help="also write the main table into this README")
     command.set_defaults(command=_report)
 
     command = commands.add_parser("list", help="experiments, methods, data sets and where their files come from")

@@ -6,16 +6,17 @@ import json
 from pathlib import Path
 from typing import Any
 
-import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 from tqdm import tqdm
 
 from benchmarks import environment
+from benchmarks.bands import draw_bands, draw_data, limits_around
 from benchmarks.datasets import Dataset, load, snelson_grid
 from benchmarks.methods import METHODS, Effort
 from benchmarks.models import noise_scale, train
+from benchmarks.pictures import moments
 from benchmarks.report import markdown_table
 from benchmarks.style import COLOURS, MEASURES, label
 from benchmarks.tabular import scores_and_times
@@ -60,20 +61,9 @@ def _table(rows: dict[str, dict[str, Any]]) -> str:
     return markdown_table(["method", *(MEASURES[c] for c in columns)], body)
 
 
-def _moments(prediction: Prediction) -> tuple[Tensor, Tensor]:
-    """Mean and variance of the function at each input."""
-    if isinstance(prediction, tuple):
-        mean, variance = prediction
-    elif len(prediction) == 1:
-        mean, variance = prediction[0], torch.zeros_like(prediction[0])
-    else:
-        variance, mean = torch.var_mean(prediction, dim=0)
-    return mean.flatten(), variance.flatten()
-
-
 def _spread_ratio(grid: Tensor, dataset: Dataset, prediction: Prediction) -> float:
     """Mean standard deviation of the function outside the range of the data over that inside."""
-    x, deviation = dataset.scale(grid).flatten(), _moments(prediction)[1].sqrt()
+    x, deviation = dataset.scale(grid).flatten(), moments(prediction)[1].sqrt()
     inside = (x >= dataset.train[0].min()) & (x <= dataset.train[0].max())
     return float(deviation[~inside].mean() / deviation[inside].mean())
 
@@ -87,27 +77,17 @@ def _figure(dataset: Dataset, sigma: float, grid: Tensor, curves: dict[str, Pred
         if method == DRAWN_AS_CURVES:
             _draw_curves(axis, x, curves[method], COLOURS[method])
         else:
-            _draw_bands(axis, x, curves[method], sigma, COLOURS[method])
+            draw_bands(axis, x, moments(curves[method]), sigma, COLOURS[method])
         axis.plot(x, curves["map"][0].flatten(), color=COLOURS["map"], lw=1.2, ls="--", label=label("map"))
-        _draw_data(axis, dataset)
+        draw_data(axis, dataset)
         axis.set_title(label(method), color=COLOURS[method], fontweight="bold")
         if method in (PANELS[0], DRAWN_AS_CURVES):  # the others show the same things in their own colour
             axis.legend(loc="lower right", fontsize=8, framealpha=0.9)
-    targets = torch.cat([dataset.train[1], dataset.test[1]])
-    axes[0, 0].set_ylim(float(targets.min()) - MARGIN, float(targets.max()) + MARGIN)
+    axes[0, 0].set_ylim(*limits_around([dataset.train[1], dataset.test[1]], MARGIN))
     axes[0, 0].set_xlim(float(x.min()), float(x.max()))
     figure.supxlabel("x")
     figure.supylabel("y")
     figure.savefig(out, dpi=150)
-
-
-def _draw_bands(axis: Axes, x: Tensor, prediction: Prediction, sigma: float, colour: str) -> None:
-    """Mean, and two standard deviations of the function f (dark) and of the target y = f + noise (light)."""
-    mean, variance = _moments(prediction)
-    for deviation, alpha, name in (((variance + sigma**2).sqrt(), 0.2, "y"), (variance.sqrt(), 0.35, "f")):
-        low, high = mean - 2 * deviation, mean + 2 * deviation
-        axis.fill_between(x, low, high, color=colour, alpha=alpha, lw=0, label=f"{name}, two sigma")
-    axis.plot(x, mean, color=colour, lw=1.8, label="mean")
 
 
 def _draw_curves(axis: Axes, x: Tensor, prediction: Prediction, colour: str) -> None:
@@ -117,9 +97,3 @@ def _draw_curves(axis: Axes, x: Tensor, prediction: Prediction, colour: str) -> 
     for index, function in enumerate(prediction[:N_CURVES]):
         name = f"{N_CURVES} draws of f" if index == 0 else None
         axis.plot(x, function.flatten(), color=colour, lw=0.7, alpha=0.6, label=name)
-
-
-def _draw_data(axis: Axes, dataset: Dataset) -> None:
-    for (x, y), face, name in ((dataset.train, "0.35", "training data"), (dataset.test, "white", "test data")):
-        raw = x * dataset.x_scale + dataset.x_shift
-        axis.scatter(raw, y, s=9, facecolor=face, edgecolor="0.35", lw=0.6, zorder=3, label=name)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from benchmarks import image_runs, tabular
+from benchmarks import image_runs, pictures, tabular
 from benchmarks.compared import COMPARED_METHODS, fits_together
 from benchmarks.datasets import RAW, UCI
 from benchmarks.methods import METHODS
@@ -64,6 +64,14 @@ EXPERIMENTS = {
     "cifar10-resnet18": _images(
         "CIFAR-10, also corrupted, and ResNet-18: last two layers and all weights (needs a GPU)",
         ("cifar10", "cifar10-all"),
+    ),
+    "pictures": Experiment(
+        "bands, class surfaces and principal components behind the paper's Figures 2, 3, 8, 9 and 12",
+        ("snelson", "banana"),
+        pictures.METHODS,
+        pictures.measure,
+        prepare=pictures.problem,
+        applies=pictures.applies,
     ),
 }
 

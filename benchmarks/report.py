@@ -14,8 +14,6 @@ from benchmarks.variants import VARIANTS
 
 Record = dict[str, Any]
 FILE_NAME = "report.md"
-README_MARKS = ("<!-- results -->", "<!-- /results -->")
-README_MEASURES = ("nll", "ece", "fit_seconds")
 
 
 def report(folder: Path, part: str = "test") -> str:
@@ -39,40 +37,18 @@ def write_report(folder: Path, sections: Sequence[str], records: Sequence[Record
     return text
 
 
-def readme_block(folder: Path, part: str = "test") -> str:
-    """What the README shows of an experiment: the tables of ``README_MEASURES``."""
-    finished = [r for r in records_in(folder) if r["status"] == "finished"]
-    seeds = len({r["seed"] for r in finished})
-    tables = (f"{MEASURES[m]}:\n\n{_measure_table(finished, m, part)}" for m in README_MEASURES)
-    lead = f"{part.capitalize()} data, mean ± standard error over {seeds} splits and networks."
-    return "\n\n".join((README_MARKS[0], lead, *tables, README_MARKS[1]))
-
-
-def update_readme(readme: Path, folder: Path) -> None:
-    """Write the README's results anew, between their marks.
-
-    Raises
-    ------
-    ValueError
-        The file does not have the marks.
-    """
-    before, found, rest = readme.read_text().partition(README_MARKS[0])
-    _, ended, after = rest.partition(README_MARKS[1])
-    if not (found and ended):
-        raise ValueError(f"Expected the lines {README_MARKS} in {readme}; got no such place for the results.")
-    readme.write_text(before + readme_block(folder) + after)
-
-
 def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """A Markdown table; all columns but the first are aligned to the right."""
     rule = ["---", *["---:"] * (len(header) - 1)]
     return "\n".join("| " + " | ".join(row) + " |" for row in (header, rule, *rows))
 
 
-def mean_and_error(values: Sequence[float]) -> str:
-    """Mean ± standard error, the latter where there are two values or more."""
+def mean_and_error(values: Sequence[float], decimals: int = 3) -> str:
+    """Mean ± standard error, the latter where there are two values or more, all of them finite."""
     mean = statistics.fmean(values)
-    form = ".3f" if abs(mean) < 1e5 else ".1e"
+    if not math.isfinite(mean):
+        return f"{mean}"
+    form = f".{decimals}f" if abs(mean) < 1e5 else ".1e"
     if len(values) < 2:
         return f"{mean:{form}}"
     return f"{mean:{form}} ± {statistics.stdev(values) / math.sqrt(len(values)):{form}}"
@@ -121,7 +97,8 @@ def _measure_table(finished: Sequence[Record], measure: str, part: str) -> str |
     """Methods down, data sets across; None where no run has the measure."""
     cells: dict[tuple[str, str], list[float]] = {}
     for record in finished:
-        value = record["metrics"][part].get(measure, record.get(measure, record["settings"].get(measure)))
+        scores = record.get("metrics", {}).get(part, {})
+        value = scores.get(measure, record.get(measure, record["settings"].get(measure)))
         if value is not None:
             cells.setdefault((record["method"], record["dataset"]), []).append(value)
     if not cells:

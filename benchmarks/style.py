@@ -2,9 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from typing import Any
+
 from laplace_fiber.comparison import METHODS, method
 
 _COMPARED = {name: method(name).label for name in (*METHODS, "fiber+temperature")}
+
+COMPARED = (
+    *[name for name in _COMPARED if not name.startswith("fiber")],
+    "fiber",
+    "fiber_typical",
+    "fiber+temperature",
+)
+"""The methods that are compared, in the order of tables and figures."""
 
 LABELS = {
     "map": "MAP",
@@ -21,9 +32,12 @@ LABELS = {
     "fiber-typical": "Fiber, typical set",
     "fiber-typical-cold": "Fiber, typical set, without moves",
 }
+LABELS["laplace_full"] = "Laplace, full, sampled"  # of the experiment scaling
 LABELS = LABELS | {name: label for name, label in _COMPARED.items() if name not in LABELS}
 
-# The palette of Okabe and Ito, which stays distinct under colour blindness; its yellow is too pale for lines.
+# Okabe and Ito's palette, distinct under colour blindness, for the forms of FiberLaplace in the demonstration; its
+# yellow is too pale for lines. The compared methods are more than any palette has colours: kinds of methods have a hue,
+# members of a kind differ in lightness, and MARKERS tell apart what colours cannot.
 COLOURS = {
     "map": "#000000",
     "la-gn": "#E69F00",
@@ -34,6 +48,59 @@ COLOURS = {
     "fiber-states": "#009E73",
     "fiber-line": "#882255",
     "fiber-gaussian": "#D55E00",
+    "temperature": "#4A4A4A",
+    "laplace": "#E69F00",
+    "laplace_full": "#7A5200",
+    "linearised": "#56B4E9",
+    "low_rank": "#CC79A7",
+    "last_layer": "#8C6D1F",
+    "fiber": "#0072B2",
+    "fiber_typical": "#D55E00",
+    "fiber+temperature": "#9ECAE1",
+    "mixture": "#BDBDBD",
+    "multiswag": "#636363",
+    "hmc": "#009E73",
+    "sgld": "#66C2A4",
+    "sghmc": "#00563F",
+    "csghmc": "#A6D96A",
+    "swag": "#882255",
+    "espro": "#AA4499",
+    "vi": "#6A3D9A",
+    "mc_dropout": "#B3A2D6",
+    "riemannian": "#A50F15",
+    "riemannian_linearised": "#FB6A4A",
+    "riemannian_fisher": "#FCBBA1",
+    "diffusion": "#8C510A",
+    "diffusion_kernel": "#DFC27D",
+}
+
+MARKERS = {
+    "map": "*",
+    "temperature": "P",
+    "laplace": "s",
+    "laplace_full": "s",
+    "linearised": "D",
+    "low_rank": "v",
+    "last_layer": "<",
+    "fiber": "o",
+    "fiber_typical": "o",
+    "fiber+temperature": "o",
+    "mixture": "X",
+    "multiswag": "d",
+    "ensemble": "s",
+    "hmc": "^",
+    "sgld": "v",
+    "sghmc": ">",
+    "csghmc": "<",
+    "swag": "d",
+    "espro": "h",
+    "vi": "p",
+    "mc_dropout": "H",
+    "riemannian": "^",
+    "riemannian_linearised": ">",
+    "riemannian_fisher": "v",
+    "diffusion": "P",
+    "diffusion_kernel": "X",
 }
 
 MEASURES = {
@@ -52,6 +119,17 @@ MEASURES = {
     "n_settings": "Settings tried",
     "predict_seconds": "Predict seconds (1000 inputs)",
 }
+
+
+def in_order(methods: Iterable[str]) -> list[str]:
+    """Methods in the order of all tables, those that are not compared elsewhere last."""
+    found = set(methods)
+    return [*(m for m in COMPARED if m in found), *sorted(found - set(COMPARED))]
+
+
+def mark(method: str) -> dict[str, Any]:
+    """Colour and marker of a method, as matplotlib's ``plot`` takes them; a grey dot for one that has none here."""
+    return {"color": COLOURS.get(method, "#999999"), "marker": MARKERS.get(method, ".")}
 
 
 def label(method: str) -> str:

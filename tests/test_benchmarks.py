@@ -14,9 +14,9 @@ from benchmarks import compared, datasets, models, tabular
 from benchmarks.__main__ import main
 from benchmarks.limits import time_limit
 from benchmarks.methods import METHODS, QUICK, Fitted
-from benchmarks.report import mean_and_error, readme_block, report
+from benchmarks.report import mean_and_error, report
 from benchmarks.run import run_all
-from benchmarks.runs import RESULTS, Run
+from benchmarks.runs import Run
 from benchmarks.variants import VARIANT_METHODS
 from laplace_fiber import metrics
 
@@ -209,11 +209,6 @@ def test_report_tells_of_methods_on_different_rows_and_of_generated_data(fake, t
     text = report(path.parent)
     assert "**Methods saw different rows: snelson (seed 1).**" in text
     assert "**Generated in place of a file: snelson.**" in text
-
-
-def test_the_readme_shows_the_committed_results():
-    readme = (RESULTS.parent.parent / "README.md").read_text()
-    assert readme_block(RESULTS / "first") in readme
 
 
 def test_command_line_lists_and_reports(capsys, tmp_path):
