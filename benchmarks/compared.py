@@ -5,15 +5,17 @@ from __future__ import annotations
 import functools
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import nn
 
 from benchmarks.datasets import RAW, Dataset
-from benchmarks.methods import FULL, Effort, Fitted, Method, member_seeds, split_loader
+from benchmarks.methods import FULL, QUICK, Effort, Fitted, Method, member_seeds, split_loader
 from benchmarks.models import train_timed, training_for
-from laplace_fiber import comparison
+from laplace_fiber import LatentAutoencoder, TrajectorySampler, comparison, typical_set_walk
+from laplace_fiber.comparison.methods import TEMPERATURE
 from laplace_fiber.comparison.task import Task
 from laplace_fiber.comparison.tuning import Budget, Search
 
@@ -28,6 +30,37 @@ OF_SEVERAL_NETWORKS = ("mixture", "multiswag")
 LARGE_FOR_FISHER = ("snelson", "snelson-gap", "ionosphere", "vehicle")
 """Data sets whose networks have more than the 2,000 weights that a dense metric can take."""
 
+_FEW_GEODESICS = {"n_samples_fit": 2, "max_evaluations": 20, "on_failure": "euclidean"}
+_SHORT_DIFFUSION = {"n_samples_fit": 2, "n_steps": 2}
+_SHORT_CHAIN = {"n_chains": 2, "n_steps": 40, "n_kept": 10}
+_SHORT_SWAG = {"n_collected": 3, "n_skipped": 0, "min_interval": 2}
+_SHORT_EPOCHS = {"n_epochs": 1, "min_steps": 10}
+_SHORT_AUTOENCODER = LatentAutoencoder(**QUICK.autoencoder)
+
+QUICK_OPTIONS: dict[str, dict[str, Any]] = {
+    "fiber": {"sampler": TrajectorySampler(**QUICK.walk), "autoencoder": _SHORT_AUTOENCODER},
+    "fiber_typical": {
+        "sampler": typical_set_walk(**QUICK.walk, thermal=None),
+        "autoencoder": _SHORT_AUTOENCODER,
+    },
+    "riemannian": _FEW_GEODESICS,
+    "riemannian_linearised": _FEW_GEODESICS,
+    "riemannian_fisher": {**_FEW_GEODESICS, "max_evaluations": 2},
+    "diffusion": _SHORT_DIFFUSION,
+    "diffusion_kernel": _SHORT_DIFFUSION,
+    "vi": {"n_steps": 20},
+    "mc_dropout": {**_SHORT_EPOCHS, "insert": 0.1},
+    "espro": {**_SHORT_EPOCHS, "n_vertices": 2},
+    "hmc": {"n_chains": 2, "n_warmup": 10, "n_kept": 4, "max_leapfrog": 5},
+    "sgld": _SHORT_CHAIN,
+    "sghmc": _SHORT_CHAIN,
+    "csghmc": {**_SHORT_CHAIN, "n_cycles": 2},
+    "ensemble": {**_SHORT_EPOCHS, "n_members": 2},
+    "swag": _SHORT_SWAG,
+    "multiswag": _SHORT_SWAG,
+}
+"""Settings of quick runs, which shall take a second or so."""
+
 OPTIONS: dict[str, dict[str, Any]] = {
     "riemannian": {"n_samples_fit": 20},
     "riemannian_fisher": {"n_samples_fit": 20},
@@ -38,9 +71,19 @@ OPTIONS: dict[str, dict[str, Any]] = {
 
 
 def fit_compared(
-    model: nn.Module, dataset: Dataset, sigma: float, seed: int, effort: Effort = FULL, *, name: str
+    model: nn.Module,
+    dataset: Dataset,
+    sigma: float,
+    seed: int,
+    effort: Effort = FULL,
+    *,
+    method: comparison.Method,
 ) -> Fitted:
     """A method of the registry with its best settings. ``fit_seconds`` is the fit that is kept, without the search."""
+    name = method.name.removesuffix(TEMPERATURE)
+    quick = effort == QUICK
+    if quick:
+        method = replace(method, options={**method.options, **QUICK_OPTIONS.get(name, {})})
     training = training_for(dataset.name).shortened(effort.epoch_share)
     models: tuple[nn.Module, ...] = (model,)
     training_seconds = 0.0
@@ -49,8 +92,7 @@ def fit_compared(
         models, training_seconds = tuple(m for m, _ in members), sum(seconds for _, seconds in members)
     loaders = split_loader(dataset.train), split_loader(dataset.val)
     task = Task(models, dataset.likelihood, *loaders, sigma, effort.n_samples)
-    method = comparison.method(name, **OPTIONS.get(name, {}))
-    budget = BUDGET if effort == FULL else QUICK_BUDGET
+    budget = QUICK_BUDGET if quick else BUDGET
     with _random_state_of(seed):
         outcome = Search(method, task, seed, budget).run(comparison.PRIOR_PRECISIONS)
     info = {
@@ -79,6 +121,12 @@ def _random_state_of(seed: int) -> Iterator[None]:
         yield
 
 
+def compared(method: comparison.Method) -> Method:
+    """As a method of the benchmarks."""
+    return functools.partial(fit_compared, method=method)
+
+
 COMPARED_METHODS: dict[str, Method] = {
-    name: functools.partial(fit_compared, name=name) for name in (*comparison.METHODS, "fiber+temperature")
+    name: compared(comparison.method(name, **OPTIONS.get(name, {})))
+    for name in (*comparison.METHODS, f"fiber{TEMPERATURE}")
 }

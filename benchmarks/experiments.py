@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from benchmarks import tabular
+from benchmarks import scaling, tabular
 from benchmarks.compared import COMPARED_METHODS, fits_together
-from benchmarks.datasets import RAW, UCI
+from benchmarks.datasets import LAYERED, RAW, UCI
 from benchmarks.methods import METHODS
 from benchmarks.runs import Experiment
 from benchmarks.variants import VARIANT_METHODS
@@ -41,5 +41,14 @@ EXPERIMENTS = {
     "uci-raw": _compared(
         "every method on six UCI sets, with inputs as the authors' earlier code has them",
         tuple(name + RAW for name in UCI),
+    ),
+    "scaling": Experiment(
+        "Snelson's data under 1 to 9 hidden layers of 64 units: cost and NLL (Figure 5)",
+        LAYERED,
+        tuple(scaling.METHODS),
+        scaling.measure,
+        prepare=tabular.problem,
+        applies=scaling.fits_in_memory,
+        limit_seconds=scaling.LIMIT_SECONDS,
     ),
 }
