@@ -58,7 +58,8 @@ def _check(option: str, chosen: Sequence[str] | None, known: tuple[str, ...]) ->
 def _report(options: argparse.Namespace) -> int:
     folders = [options.out / options.experiment] if options.experiment else _result_folders(options.out)
     for folder in folders:
-        print(report(folder, EXPERIMENTS[folder.name].part))
+        experiment = EXPERIMENTS[folder.name]
+        print(experiment.report(folder) if experiment.report else report(folder, experiment.part))
     if options.readme:
         update_readme(options.readme, options.out / "first")
     return 0

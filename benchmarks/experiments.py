@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from benchmarks import scaling, tabular
+from benchmarks import scaling, sensitivity, tabular
 from benchmarks.compared import COMPARED_METHODS, fits_together
 from benchmarks.datasets import LAYERED, RAW, UCI
 from benchmarks.methods import METHODS
@@ -50,5 +50,13 @@ EXPERIMENTS = {
         prepare=tabular.problem,
         applies=scaling.fits_in_memory,
         limit_seconds=scaling.LIMIT_SECONDS,
+    ),
+    "sensitivity": Experiment(
+        "FiberLaplace with one setting at a time away from its default (Figures 8 to 11)",
+        sensitivity.DATASETS,
+        tuple(sensitivity.METHODS),
+        sensitivity.measure,
+        prepare=tabular.problem,
+        report=sensitivity.report,
     ),
 }

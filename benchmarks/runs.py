@@ -84,6 +84,8 @@ class Experiment:
         of them before all runs.
     part
         The part of the data that the tables show.
+    report
+        Writes its tables into the folder of its results and returns them; None: the usual ones.
     applies
         Whether a method can be run on a data set.
     limit_seconds
@@ -96,5 +98,6 @@ class Experiment:
     measure: Measure
     prepare: Callable[[Run], object]
     part: Literal["test", "validation"] = "test"
+    report: Callable[[Path], str] | None = None
     applies: Callable[[str, str], bool] = _together
     limit_seconds: float | None = None
