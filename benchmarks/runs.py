@@ -44,18 +44,19 @@ class Run:
     @property
     def finished(self) -> bool:
         """Whether the result exists and is no failure."""
-        return bool(self._record["status"] == "finished")
+        return bool(self.record["status"] == "finished")
 
     @property
     def settled(self) -> bool:
         """Whether there is no use in carrying it out (again): finished, or out of time within at least this limit."""
-        record = self._record
+        record = self.record
         if self.limit_seconds is None or "out_of_time" not in record:
             return bool(record["status"] == "finished")
         return bool(record["out_of_time"] >= self.limit_seconds)
 
     @property
-    def _record(self) -> dict[str, Any]:
+    def record(self) -> dict[str, Any]:
+        """What its file holds; the status is ``"missing"`` where there is none."""
         return json.loads(self.path.read_text()) if self.path.exists() else {"status": "missing"}
 
 
