@@ -10,9 +10,15 @@ import torch
 
 from benchmarks import tables
 from benchmarks.experiments import EXPERIMENTS, SAME_RUNS
+from benchmarks.fidelity import __main__ as fidelity
+from benchmarks.fidelity.methods import METHODS as FIDELITY_METHODS
+from benchmarks.fidelity.problems import PROBLEMS
 from benchmarks.report import report
 from benchmarks.run import run_all
 from benchmarks.runs import RESULTS, Run
+
+FIDELITY = "fidelity"
+"""An experiment with files and tables of its own form."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -31,6 +37,8 @@ def _demo(options: argparse.Namespace) -> int:
 
 
 def _run(options: argparse.Namespace) -> int:
+    if options.experiment == FIDELITY:
+        return fidelity.main(_fidelity_arguments(options))
     name = SAME_RUNS.get(options.experiment, options.experiment)
     experiment = EXPERIMENTS[name]
     _check("--datasets", options.datasets, experiment.datasets)
@@ -49,6 +57,17 @@ def _run(options: argparse.Namespace) -> int:
     return 1 if failed else 0
 
 
+def _fidelity_arguments(options: argparse.Namespace) -> list[str]:
+    """The options in the form of the experiment's own command line; its runs go one after another, on one thread."""
+    arguments = ["run", "--seeds", str(options.seeds), "--out", str(options.out)]
+    arguments += ["--quick"] if options.quick else []
+    arguments += ["--data-dir", str(options.data_dir)] if options.data_dir else []
+    arguments += ["--limit", str(options.limit)] if options.limit else []
+    arguments += ["--problems", *options.datasets] if options.datasets else []
+    arguments += ["--methods", *options.methods] if options.methods else []
+    return arguments
+
+
 def _check(option: str, chosen: Sequence[str] | None, known: tuple[str, ...]) -> None:
     """End with a message where something chosen is not known."""
     unknown = sorted(set(chosen or ()) - set(known))
@@ -57,9 +76,12 @@ def _check(option: str, chosen: Sequence[str] | None, known: tuple[str, ...]) ->
 
 
 def _report(options: argparse.Namespace) -> int:
+    if options.experiment == FIDELITY:
+        return fidelity.main(["report", "--out", str(options.out)])
     folders = [options.out / options.experiment] if options.experiment else _result_folders(options.out)
     for folder in folders:
-        print(report(folder, EXPERIMENTS[folder.name].part))
+        experiment = EXPERIMENTS[folder.name]
+        print(experiment.report(folder) if experiment.report else report(folder, experiment.part))
     if options.docs or options.readme:
         from benchmarks import page  # here, since it needs matplotlib
         from benchmarks.collected import Collected
@@ -79,6 +101,11 @@ def _list(options: argparse.Namespace) -> int:
         print(f"  methods: {', '.join(experiment.methods)}")
     for name, same in SAME_RUNS.items():
         print(f"experiment {name}: the runs of {same}")
+    print(
+        f"experiment {FIDELITY}: distances of every method from long HMC (more options: python -m benchmarks.fidelity)"
+    )
+    print(f"  data sets: {', '.join(PROBLEMS)}")
+    print(f"  methods: {', '.join(FIDELITY_METHODS)}")
     print("data sets (snelson and snelson-gap ship with the benchmarks):")
     for name, table in tables.TABLES.items():
         print(f"  {name}: {table.source.path} from {table.source.address or table.source.home}")
@@ -98,14 +125,16 @@ def _parser() -> argparse.ArgumentParser:
     command.set_defaults(command=_demo)
 
     command = commands.add_parser("run", help="carry out the runs of an experiment that are not finished")
-    command.add_argument("experiment", choices=(*EXPERIMENTS, *SAME_RUNS))
+    command.add_argument("experiment", choices=(*EXPERIMENTS, *SAME_RUNS, FIDELITY))
     command.add_argument("--datasets", nargs="+", help="some of the experiment's data sets")
     command.add_argument("--methods", nargs="+", help="some of the experiment's methods")
     command.add_argument("--seeds", type=int, default=5, help="seeds 0, 1, ... (default: 5 of them)")
     command.add_argument("--quick", action="store_true", help="a trial of the machinery, with useless numbers")
     command.add_argument("--data-dir", type=Path, help="folder of the data files")
     command.add_argument("--out", type=Path, default=RESULTS, help="folder of the results")
-    command.add_argument("--limit", type=float, help="seconds for each run (default: the experiment's)")
+    command.add_argument(
+        "--limit", type=float, help="seconds for each run (default: the experiment's); in fidelity, for each reference"
+    )
     command.add_argument("--jobs", type=int, default=2, help="runs at a time, on one thread each")
     command.set_defaults(command=_run)
 

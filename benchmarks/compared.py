@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -14,9 +14,10 @@ from tqdm import tqdm
 
 from benchmarks import environment
 from benchmarks.datasets import RAW, Dataset
-from benchmarks.methods import FULL, LOADER_BATCH, Effort, Fitted, Method, member_seeds, split_loader
+from benchmarks.methods import FULL, LOADER_BATCH, QUICK, Effort, Fitted, Method, member_seeds, split_loader
 from benchmarks.models import train_timed, training_for
-from laplace_fiber import comparison
+from laplace_fiber import LatentAutoencoder, TrajectorySampler, comparison, typical_set_walk
+from laplace_fiber.comparison.methods import TEMPERATURE
 from laplace_fiber.comparison.task import Task
 from laplace_fiber.comparison.tuning import Budget, Search
 
@@ -31,6 +32,37 @@ OF_SEVERAL_NETWORKS = ("mixture", "multiswag")
 LARGE_FOR_FISHER = ("snelson", "snelson-gap", "ionosphere", "vehicle")
 """Data sets whose networks have more than the 2,000 weights that a dense metric can take."""
 
+_FEW_GEODESICS = {"n_samples_fit": 2, "max_evaluations": 20, "on_failure": "euclidean"}
+_SHORT_DIFFUSION = {"n_samples_fit": 2, "n_steps": 2}
+_SHORT_CHAIN = {"n_chains": 2, "n_steps": 40, "n_kept": 10}
+_SHORT_SWAG = {"n_collected": 3, "n_skipped": 0, "min_interval": 2}
+_SHORT_EPOCHS = {"n_epochs": 1, "min_steps": 10}
+_SHORT_AUTOENCODER = LatentAutoencoder(**QUICK.autoencoder)
+
+QUICK_OPTIONS: dict[str, dict[str, Any]] = {
+    "fiber": {"sampler": TrajectorySampler(**QUICK.walk), "autoencoder": _SHORT_AUTOENCODER},
+    "fiber_typical": {
+        "sampler": typical_set_walk(**QUICK.walk, thermal=None),
+        "autoencoder": _SHORT_AUTOENCODER,
+    },
+    "riemannian": _FEW_GEODESICS,
+    "riemannian_linearised": _FEW_GEODESICS,
+    "riemannian_fisher": {**_FEW_GEODESICS, "max_evaluations": 2},
+    "diffusion": _SHORT_DIFFUSION,
+    "diffusion_kernel": _SHORT_DIFFUSION,
+    "vi": {"n_steps": 20},
+    "mc_dropout": {**_SHORT_EPOCHS, "insert": 0.1},
+    "espro": {**_SHORT_EPOCHS, "n_vertices": 2},
+    "hmc": {"n_chains": 2, "n_warmup": 10, "n_kept": 4, "max_leapfrog": 5},
+    "sgld": _SHORT_CHAIN,
+    "sghmc": _SHORT_CHAIN,
+    "csghmc": {**_SHORT_CHAIN, "n_cycles": 2},
+    "ensemble": {**_SHORT_EPOCHS, "n_members": 2},
+    "swag": _SHORT_SWAG,
+    "multiswag": _SHORT_SWAG,
+}
+"""Settings of quick runs, which shall take a second or so."""
+
 OPTIONS: dict[str, dict[str, Any]] = {
     "riemannian": {"n_samples_fit": 20},
     "riemannian_fisher": {"n_samples_fit": 20},
@@ -42,10 +74,9 @@ OPTIONS: dict[str, dict[str, Any]] = {
 
 @dataclass(frozen=True)
 class Choice:
-    """What the choice of a method's settings may cost, those that it leaves alone, and the size of minibatches."""
+    """What the choice of a method's settings may cost, and the size of minibatches."""
 
     budget: Budget
-    options: dict[str, Any] = field(default_factory=dict)
     batch_size: int = LOADER_BATCH
 
 
@@ -56,30 +87,33 @@ def fit_compared(
     seed: int,
     effort: Effort = FULL,
     *,
-    name: str,
+    method: comparison.Method,
     choice: Choice | None = None,
 ) -> Fitted:
     """A method of the registry with its best settings. ``fit_seconds`` is the fit that is kept, without the search.
 
     ``choice`` None takes that of the small tables.
     """
+    name = method.name.removesuffix(TEMPERATURE)
+    choice = choice or Choice(BUDGET)
+    if effort == QUICK:
+        choice = replace(choice, budget=QUICK_BUDGET)
+        method = replace(method, options={**method.options, **QUICK_OPTIONS.get(name, {})})
     training = training_for(dataset.name).shortened(effort.epoch_share)
     models: tuple[nn.Module, ...] = (model,)
     training_seconds = 0.0
     if name in OF_SEVERAL_NETWORKS:
         members = [train_timed(dataset, s, training) for s in member_seeds(seed, effort)]
         models, training_seconds = tuple(m for m, _ in members), sum(seconds for _, seconds in members)
-    chosen = choice or Choice(BUDGET if effort == FULL else QUICK_BUDGET, OPTIONS.get(name, {}))
-    loaders = split_loader(dataset.train, chosen.batch_size), split_loader(dataset.val)
+    loaders = split_loader(dataset.train, choice.batch_size), split_loader(dataset.val)
     task = Task(models, dataset.likelihood, *loaders, sigma, effort.n_samples)
-    method, budget = comparison.method(name, **chosen.options), chosen.budget
-    with _random_state_of(seed), tqdm(desc="settings", total=budget.n_settings) as bar:
+    with _random_state_of(seed), tqdm(desc="settings", total=choice.budget.n_settings) as bar:
 
         def report(n_settings: int, lowest: float) -> None:
             bar.set_postfix(validation_nll=f"{lowest:.4g}", refresh=False)
             bar.update(n_settings - bar.n)
 
-        search = Search(method, task, seed, budget, progress_bar=True, clock=environment.clock)
+        search = Search(method, task, seed, choice.budget, progress_bar=True, clock=environment.clock)
         outcome = search.run(comparison.PRIOR_PRECISIONS, report)
     info = {
         **outcome.settings,
@@ -87,7 +121,7 @@ def fit_compared(
         "n_settings": outcome.n_settings,
         "failed_settings": outcome.failures,
         "options": {key: repr(value) for key, value in method.options.items()},
-        "budget": repr(budget),
+        "budget": repr(choice.budget),
         "seconds": "of the process's own work",
     }
     if outcome.gradient_evaluations is not None:
@@ -108,6 +142,12 @@ def _random_state_of(seed: int) -> Iterator[None]:
         yield
 
 
+def compared(method: comparison.Method) -> Method:
+    """As a method of the benchmarks."""
+    return functools.partial(fit_compared, method=method)
+
+
 COMPARED_METHODS: dict[str, Method] = {
-    name: functools.partial(fit_compared, name=name) for name in (*comparison.METHODS, "fiber+temperature")
+    name: compared(comparison.method(name, **OPTIONS.get(name, {})))
+    for name in (*comparison.METHODS, f"fiber{TEMPERATURE}")
 }

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from benchmarks import image_runs, pictures, tabular
+from benchmarks import image_runs, pictures, scaling, sensitivity, tabular
 from benchmarks.compared import COMPARED_METHODS, fits_together
-from benchmarks.datasets import RAW, UCI
+from benchmarks.datasets import LAYERED, RAW, UCI
 from benchmarks.methods import METHODS
 from benchmarks.runs import Experiment
 from benchmarks.variants import VARIANT_METHODS
@@ -72,6 +72,23 @@ EXPERIMENTS = {
         pictures.measure,
         prepare=pictures.problem,
         applies=pictures.applies,
+    ),
+    "scaling": Experiment(
+        "Snelson's data under 1 to 9 hidden layers of 64 units: cost and NLL (Figure 5)",
+        LAYERED,
+        tuple(scaling.METHODS),
+        scaling.measure,
+        prepare=tabular.problem,
+        applies=scaling.fits_in_memory,
+        limit_seconds=scaling.LIMIT_SECONDS,
+    ),
+    "sensitivity": Experiment(
+        "FiberLaplace with one setting at a time away from its default (Figures 8 to 11)",
+        sensitivity.DATASETS,
+        tuple(sensitivity.METHODS),
+        sensitivity.measure,
+        prepare=tabular.problem,
+        report=sensitivity.report,
     ),
 }
 

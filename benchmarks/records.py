@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import time
 import traceback
 from collections.abc import Callable
 from datetime import UTC, datetime
@@ -21,10 +22,11 @@ def write_record(
 ) -> dict[str, Any]:
     """Measure, and write the result below ``head``; a failure is written with its traceback. Returns the record.
 
-    A measurement that takes longer than ``limit_seconds`` is a failure whose record holds the limit as
-    ``"out_of_time"``; error and traceback tell how far it had come.
+    ``"seconds"`` are those of the whole run. A measurement that takes longer than ``limit_seconds`` is a failure whose
+    record holds the limit as ``"out_of_time"``; error and traceback tell how far it had come.
     """
     record = {**head, "environment": environment.describe()}
+    start = time.perf_counter()
     try:
         with time_limit(limit_seconds):
             record |= {"status": "finished", **measure()}
@@ -32,6 +34,7 @@ def write_record(
         record |= {"status": "failed", "error": repr(error), "traceback": traceback.format_exc()}
         if isinstance(error, OutOfTimeError):
             record["out_of_time"] = limit_seconds
+    record["seconds"] = time.perf_counter() - start
     record["time"] = datetime.now(UTC).isoformat(timespec="seconds")
     write_json(path, record)
     return record

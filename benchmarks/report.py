@@ -20,7 +20,7 @@ def report(folder: Path, part: str = "test") -> str:
     """The tables of one experiment's ``folder`` on a part of the data, which are also written there."""
     records = records_in(folder)
     finished = [r for r in records if r["status"] == "finished"]
-    sections = [f"# Results: {folder.name}", _preamble(finished, part)]
+    sections = [f"# Results: {folder.name}", _lead(finished, part)]
     for measure, title in MEASURES.items():
         table = _measure_table(finished, measure, part)
         if table:
@@ -68,11 +68,15 @@ def records_in(folder: Path) -> list[Record]:
     return records
 
 
-def _preamble(finished: Sequence[Record], part: str) -> str:
+def _lead(finished: Sequence[Record], part: str) -> str:
     """How to read the tables, and the environments of the runs."""
     lead = f"{part.capitalize()} data; mean ± standard error over seeds. "
-    lines = [f"{lead}In brackets: the number of seeds where some are missing.", *_split_remarks(finished)]
-    return "\n".join([*lines, environments_of(finished)])
+    return f"{lead}In brackets: the number of seeds where some are missing.\n{preamble(finished)}"
+
+
+def preamble(finished: Sequence[Record]) -> str:
+    """Remarks on the data, and the environments of the runs."""
+    return "\n".join([*_split_remarks(finished), environments_of(finished)])
 
 
 def _split_remarks(finished: Sequence[Record]) -> list[str]:
@@ -107,11 +111,12 @@ def _measure_table(finished: Sequence[Record], measure: str, part: str) -> str |
     found = {method for method, _ in cells}
     methods = [m for m in (*LABELS, *VARIANTS) if m in found] + sorted(found - set(LABELS) - set(VARIANTS))
     datasets = sorted({dataset for _, dataset in cells})
-    rows = [[label(m), *(_cell(cells.get((m, d), []), most) for d in datasets)] for m in methods]
+    rows = [[label(m), *(cell(cells.get((m, d), []), most) for d in datasets)] for m in methods]
     return markdown_table(["method", *datasets], rows)
 
 
-def _cell(values: Sequence[float], expected: int) -> str:
+def cell(values: Sequence[float], expected: int) -> str:
+    """Mean and error, with the number of values where fewer than expected."""
     if not values:
         return "–"
     return mean_and_error(values) + (f" ({len(values)})" if len(values) < expected else "")

@@ -13,10 +13,12 @@ import torch
 from tqdm import tqdm
 
 from benchmarks.experiments import EXPERIMENTS
+from benchmarks.progress import RemainingTime
 from benchmarks.records import write_record
 from benchmarks.runs import Run
 
 T = TypeVar("T")
+_BAR = "{desc}: {n_fmt}/{total_fmt}|{bar}| {elapsed}{postfix}"
 
 
 def run_all(runs: Iterable[Run], jobs: int) -> list[Run]:
@@ -29,9 +31,9 @@ def run_all(runs: Iterable[Run], jobs: int) -> list[Run]:
     shared = {(run.experiment, run.dataset, run.seed): run for run in pending}
     pool = None if jobs == 1 else ProcessPoolExecutor(jobs, get_context("spawn"), torch.set_num_threads, (1,))
     try:
-        for _ in _each(_prepare, shared.values(), pool, "networks"):
+        for _ in tqdm(_each(_prepare, shared.values(), pool), desc="networks", total=len(shared)):
             pass
-        return [run for run, succeeded in _each(execute, pending, pool, "runs") if not succeeded]
+        return list(_failed(pending, jobs, pool))
     finally:
         if pool is not None:
             pool.shutdown(cancel_futures=True)
@@ -50,13 +52,24 @@ def _prepare(run: Run) -> None:
         EXPERIMENTS[run.experiment].prepare(run)
 
 
-def _each(
-    function: Callable[[Run], T], runs: Collection[Run], pool: Executor | None, title: str
-) -> Iterator[tuple[Run, T]]:
-    """Pairs (run, function(run)) as they are done, under a progress bar."""
+def _failed(pending: Collection[Run], jobs: int, pool: Executor | None) -> Iterator[Run]:
+    """Carry out the runs under a progress bar, and tell which failed."""
+    remaining = RemainingTime(pending, jobs)
+    with tqdm(total=len(pending), desc="runs", bar_format=_BAR) as bar:
+        bar.set_postfix_str(str(remaining))
+        for run, succeeded in _each(execute, pending, pool):
+            remaining.finished(run)
+            bar.set_postfix_str(str(remaining), refresh=False)
+            bar.update()
+            if not succeeded:
+                yield run
+
+
+def _each(function: Callable[[Run], T], runs: Collection[Run], pool: Executor | None) -> Iterator[tuple[Run, T]]:
+    """Pairs (run, function(run)) as they are done."""
     if pool is None:
-        yield from ((run, function(run)) for run in tqdm(runs, desc=title))
+        yield from ((run, function(run)) for run in runs)
         return
     futures = {pool.submit(function, run): run for run in runs}
-    for future in tqdm(as_completed(futures), desc=title, total=len(futures)):
+    for future in as_completed(futures):
         yield futures[future], future.result()

@@ -44,18 +44,19 @@ class Run:
     @property
     def finished(self) -> bool:
         """Whether the result exists and is no failure."""
-        return bool(self._record["status"] == "finished")
+        return bool(self.record["status"] == "finished")
 
     @property
     def settled(self) -> bool:
         """Whether there is no use in carrying it out (again): finished, or out of time within at least this limit."""
-        record = self._record
+        record = self.record
         if self.limit_seconds is None or "out_of_time" not in record:
             return bool(record["status"] == "finished")
         return bool(record["out_of_time"] >= self.limit_seconds)
 
     @property
-    def _record(self) -> dict[str, Any]:
+    def record(self) -> dict[str, Any]:
+        """What its file holds; the status is ``"missing"`` where there is none."""
         return json.loads(self.path.read_text()) if self.path.exists() else {"status": "missing"}
 
 
@@ -84,6 +85,8 @@ class Experiment:
         of them before all runs.
     part
         The part of the data that the tables show.
+    report
+        Writes its tables into the folder of its results and returns them; None: the usual ones.
     applies
         Whether a method can be run on a data set.
     limit_seconds
@@ -96,5 +99,6 @@ class Experiment:
     measure: Measure
     prepare: Callable[[Run], object]
     part: Literal["test", "validation"] = "test"
+    report: Callable[[Path], str] | None = None
     applies: Callable[[str, str], bool] = _together
     limit_seconds: float | None = None

@@ -27,6 +27,7 @@ LABELS = {
     "fiber-states": "Fiber, states of the walk",
     "fiber-line": "Fiber, straight lines",
     "fiber-gaussian": "Fiber, Gaussian",
+    "laplace_full": "Laplace, full matrix, sampled",
     "fiber-paper": "Fiber, always 5 refinements",
     "fiber-steps-20": "Fiber, always 20 refinements",
     "fiber-typical": "Fiber, typical set",

@@ -36,12 +36,12 @@ def problem(run: Run) -> tuple[Dataset, nn.Module]:
 
 def measure_own(run: Run) -> dict[str, Any]:
     """A method of ``OWN_METHODS``."""
-    return _results(run, OWN_METHODS[run.method])
+    return results(run, OWN_METHODS[run.method])
 
 
 def measure_compared(run: Run) -> dict[str, Any]:
     """A method of ``laplace_fiber.comparison``, tuned on the validation data."""
-    return _results(run, COMPARED_METHODS[run.method])
+    return results(run, COMPARED_METHODS[run.method])
 
 
 def data_of(dataset: Dataset) -> dict[str, Any]:
@@ -62,7 +62,8 @@ def scores_and_times(fitted: Fitted, dataset: Dataset, sigma: float) -> dict[str
     return {"metrics": metrics, "fit_seconds": fitted.fit_seconds, "predict_seconds": predict_seconds}
 
 
-def _results(run: Run, method: Method) -> dict[str, Any]:
+def results(run: Run, method: Method) -> dict[str, Any]:
+    """What a method makes of the run's data, and at what cost."""
     dataset, model = problem(run)
     sigma = noise_scale(model, dataset)
     environment.reset_peak_memory()

@@ -68,7 +68,7 @@ VARIANTS = {
 def fit_variant(
     model: nn.Module, dataset: Dataset, sigma: float, seed: int, effort: Effort = FULL, *, variant: Variant
 ) -> Fitted:
-    """FiberLaplace with the variant's settings, as fitted: nothing is chosen on validation data."""
+    """FiberLaplace with the variant's settings, which go before the effort's: nothing is chosen on validation data."""
     n_params = sum(p.numel() for p in model.parameters())
     reach = None if variant.reach is None else variant.reach * math.sqrt(n_params / variant.prior_precision)
     walk = typical_set_walk if variant.typical_set else TrajectorySampler
@@ -78,8 +78,8 @@ def fit_variant(
         sigma_noise=sigma,
         prior_precision=variant.prior_precision,
         posterior=variant.posterior,
-        sampler=walk(**{"seed": seed, "reach": reach, **variant.walk, **effort.walk}),
-        autoencoder=LatentAutoencoder(**{"seed": seed, **variant.autoencoder, **effort.autoencoder}),
+        sampler=walk(**{"seed": seed, "reach": reach, **effort.walk, **variant.walk}),
+        autoencoder=LatentAutoencoder(**{"seed": seed, **effort.autoencoder, **variant.autoencoder}),
     )
     fitted = fit_posterior(la, weight_sampler(la, seed, effort), dataset, choose=lambda: None)
     fitted.info.update(fiber_info(la))
