@@ -58,7 +58,7 @@ def within(seconds: float, work: Callable[[], T]) -> T:
             return work()
     except _Interrupted as interruption:
         progress = "; ".join(bars.bars.values()) or "none was shown"
-        raise TimeoutError(f"did not finish within {seconds:.0f} s; progress: {progress}") from interruption
+        raise TimeoutError(f"did not finish within {seconds:g} s; progress: {progress}") from interruption
 
 
 @contextlib.contextmanager
