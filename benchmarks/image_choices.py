@@ -41,8 +41,6 @@ _CHAIN = {"n_chains": 2, "n_steps": 20, "n_kept": 4}
 _WALK: dict[str, Any] = {"n_particles": 2, "n_steps": 2}
 _LATENT = LatentAutoencoder(n_steps=5)
 QUICK_OPTIONS: dict[str, dict[str, Any]] = {
-    "fiber": {"sampler": TrajectorySampler(n_particles=16, n_steps=10, batch="loader")},
-    "fiber_typical": {"sampler": typical_set_walk(n_particles=16, thermal=None, batch="loader")},
     "fiber": {"sampler": TrajectorySampler(**_WALK), "autoencoder": _LATENT},
     "fiber_typical": {"sampler": typical_set_walk(**_WALK, thermal=None), "autoencoder": _LATENT},
     "riemannian": {"data": "subset", "subset_size": 20, "n_samples_fit": 2, "max_evaluations": 20},

@@ -78,7 +78,7 @@ _TRAININGS = {
     "banana": Training(lr=1e-2, epochs=200),
     "mnist": Training(lr=3e-3, epochs=30, cosine=True),
     "fashion": Training(lr=3e-3, epochs=30, cosine=True),
-    "cifar10-small": AugmentedTraining(lr=5e-3, weight_decay=0.05, batch_size=128, epochs=30, cosine=True),
+    "cifar10-small": AugmentedTraining(lr=5e-3, weight_decay=0.05, batch_size=128, epochs=50, cosine=True),
     "cifar10": AugmentedTraining(lr=2e-3, weight_decay=0.05, batch_size=128, epochs=100, cosine=True),
 }
 
