@@ -15,34 +15,27 @@ from typing import Any, TypeAlias
 
 import numpy as np
 import torch
-from laplace.curvature import BackPackGGN
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from benchmarks import environment, images
-from benchmarks.compared import OF_SEVERAL_NETWORKS, QUICK_BUDGET, Choice, fit_compared
+from benchmarks.compared import OF_SEVERAL_NETWORKS, fit_compared
 from benchmarks.corruptions import CORRUPTIONS, SEVERITIES, corrupted, frost_pictures
 from benchmarks.datasets import Dataset, Split
+from benchmarks.image_choices import image_choice, image_method
 from benchmarks.methods import LOADER_BATCH, split_loader
 from benchmarks.models import Training, train, training_for
 from benchmarks.networks import Body, Head
 from benchmarks.runs import Run
 from laplace_fiber.comparison.task import joined
-from laplace_fiber.comparison.tuning import Budget
 from laplace_fiber.metrics import Prediction, detection_auroc, evaluate, uncertainty
 
 Predict: TypeAlias = Callable[[Tensor], Prediction]
-
-BUDGET = Budget(n_settings=6, seconds=60.0)
-"""Of the choice of settings in one run, beyond the first that works."""
 
 LIMIT_SECONDS = 3600.0
 """What one run may take."""
 
 TIMED_INPUTS = 1000
-BATCH = 128
-"""Size of minibatches, for all methods that take them."""
-
 SHOWN_IMAGES = {"mnist": 1000, "fashion": 1000, "cifar10-small": 200, "cifar10": 1000}
 """The first test images: shifted ones are scored on them, and foreign ones told from them. Predictions with 100 samples
 cost more than most fits, and all methods see the same images; CIFAR-10 has 75 kinds of shift."""
@@ -69,21 +62,6 @@ ANGLES = range(0, 181, 15)
 SHIFT_SCORES = ("nll", "nll_per_sample", "accuracy", "ece")
 FOREIGN = {"mnist": "fashion", "fashion": "mnist"}
 """The set whose images count as out of the distribution."""
-
-OPTIONS: dict[str, dict[str, Any]] = {
-    "laplace": {"backend": BackPackGGN},
-    "linearised": {"backend": BackPackGGN},
-    "riemannian": {"data": "subset", "n_samples_fit": 10},
-    "riemannian_linearised": {"data": "subset", "n_samples_fit": 10},
-    "riemannian_fisher": {"n_samples_fit": 10},
-    "diffusion": {"n_samples_fit": 10},
-    "diffusion_kernel": {"n_samples_fit": 10},
-}
-"""Settings that differ from the methods' defaults.
-
-laplace-torch's full curvature needs 7 GiB for 200 images from its default backend and 1 GiB for all of them from
-BackPACK's Jacobians: the same matrix. Fewer samples where each takes seconds.
-"""
 
 
 @dataclass(frozen=True)
@@ -151,8 +129,8 @@ def measure(run: Run) -> dict[str, Any]:
     given = problem(run)
     dataset = given.dataset
     environment.reset_peak_memory()
-    choice = Choice(QUICK_BUDGET if run.quick else BUDGET, OPTIONS.get(run.method, {}), BATCH)
-    fitted = fit_compared(given.model, dataset, 1.0, run.seed, run.effort, name=run.method, choice=choice)
+    method, choice = image_method(run.method, given.model), image_choice(run.method)
+    fitted = fit_compared(given.model, dataset, 1.0, run.seed, run.effort, method=method, choice=choice)
     metrics = {part: scores(fitted.predict, s) for part, s in (("validation", dataset.val), ("test", dataset.test))}
     timed = dataset.test[0][:TIMED_INPUTS]
     start = environment.clock()

@@ -78,7 +78,7 @@ _TRAININGS = {
     "banana": Training(lr=1e-2, epochs=200),
     "mnist": Training(lr=3e-3, epochs=30, cosine=True),
     "fashion": Training(lr=3e-3, epochs=30, cosine=True),
-    "cifar10-small": AugmentedTraining(lr=5e-3, weight_decay=0.05, batch_size=128, epochs=30, cosine=True),
+    "cifar10-small": AugmentedTraining(lr=5e-3, weight_decay=0.05, batch_size=128, epochs=50, cosine=True),
     "cifar10": AugmentedTraining(lr=2e-3, weight_decay=0.05, batch_size=128, epochs=100, cosine=True),
 }
 
@@ -91,8 +91,13 @@ _LAYERS_TRAINING = Training(lr=3e-3, batch_size=None, epochs=2000, cosine=True)
 def network_for(name: str) -> Architecture:
     """The network of a data set (``snelson-gap`` has that of ``snelson``, ``layers-3`` has three hidden layers)."""
     if name.startswith(LAYERS):
-        return Network((LAYER_WIDTH,) * int(name.removeprefix(LAYERS)), "relu")
+        return network_of_layers(name)
     return _NETWORKS.get(name.removesuffix("-gap"), _UCI_NETWORK)
+
+
+def network_of_layers(name: str) -> Network:
+    """That of a data set ``layers-1``, ``layers-2``, …"""
+    return Network((LAYER_WIDTH,) * int(name.removeprefix(LAYERS)), "relu")
 
 
 def training_for(name: str) -> Training:

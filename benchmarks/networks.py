@@ -115,6 +115,7 @@ class Head(nn.Module):
         copied = copy.deepcopy(network).eval()
         *_, block = _until_last_block(copied)
         self.conv = fuse_conv_bn_eval(block.second, block.norm)
+        self.conv.requires_grad_()  # the fused weights come without
         self.after = nn.Sequential(block.last, *copied[len(copied) - N_AFTER_BLOCKS :])
 
     def forward(self, features: Tensor) -> Tensor:

@@ -8,15 +8,15 @@ to 4,000 weights and Kronecker factors beyond; and ``laplace_full`` with the ful
 from __future__ import annotations
 
 import functools
-import itertools
 from dataclasses import replace
 from typing import Any
 
+import torch
 from laplace import FullLaplace
 
 from benchmarks.compared import COMPARED_METHODS, OPTIONS, compared
 from benchmarks.methods import FULL, Method
-from benchmarks.models import network_for
+from benchmarks.models import build, network_of_layers
 from benchmarks.runs import Run
 from benchmarks.tabular import results
 from laplace_fiber import comparison
@@ -61,5 +61,5 @@ def fits_in_memory(dataset: str, method: str) -> bool:
 
 def n_weights(dataset: str) -> int:
     """Weights and biases of the network for Snelson's data at one depth."""
-    sizes = (1, *network_for(dataset).hidden, 1)
-    return sum((fan_in + 1) * fan_out for fan_in, fan_out in itertools.pairwise(sizes))
+    network = build(network_of_layers(dataset), 1, 1, torch.Generator())
+    return sum(p.numel() for p in network.parameters())
