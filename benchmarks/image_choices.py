@@ -28,7 +28,6 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "fiber_typical": {"sampler": typical_set_walk(n_particles=16, thermal=None, batch="loader")},
     "riemannian": {"data": "subset", "n_samples_fit": 10},
     "riemannian_linearised": {"data": "subset", "n_samples_fit": 10},
-    "riemannian_fisher": {"n_samples_fit": 10},
     "diffusion": {"n_samples_fit": 10},
     "diffusion_kernel": {"n_samples_fit": 10},
 }
@@ -39,18 +38,19 @@ need such gradients, and are left out."""
 _MEMBERS = {"n_members": 2, "n_epochs": 1, "min_steps": 5}
 _CHAIN = {"n_chains": 2, "n_steps": 20, "n_kept": 4}
 _WALK: dict[str, Any] = {"n_particles": 2, "n_steps": 2}
+_GEODESICS = {"n_samples_fit": 2, "rtol": 0.5, "atol": 0.5, "max_evaluations": 300}
 _LATENT = LatentAutoencoder(n_steps=5)
 QUICK_OPTIONS: dict[str, dict[str, Any]] = {
     "fiber": {"sampler": TrajectorySampler(**_WALK), "autoencoder": _LATENT},
     "fiber_typical": {"sampler": typical_set_walk(**_WALK, thermal=None), "autoencoder": _LATENT},
-    "riemannian": {"data": "subset", "subset_size": 20, "n_samples_fit": 2, "max_evaluations": 20},
-    "riemannian_linearised": {"data": "subset", "subset_size": 20, "n_samples_fit": 2, "max_evaluations": 20},
+    "riemannian": {**_GEODESICS, "data": "subset", "subset_size": 20},
+    "riemannian_linearised": {**_GEODESICS, "data": "subset", "subset_size": 20},
     "diffusion": {"n_samples_fit": 2, "n_steps": 2},
     "diffusion_kernel": {"n_samples_fit": 2, "n_steps": 2},
     "vi": {"n_steps": 10},
-    "mc_dropout": {"n_epochs": 1, "min_steps": 5},
+    "mc_dropout": {"insert": 0.1, "n_epochs": 1, "min_steps": 5},
     "espro": {"n_vertices": 2, "n_epochs": 1, "min_steps": 5},
-    "hmc": {"n_warmup": 2, "n_kept": 4, "max_leapfrog": 3},
+    "hmc": {"n_warmup": 2, "n_kept": 4, "max_leapfrog": 3, "step_size": 1e-3},
     "sgld": _CHAIN,
     "sghmc": _CHAIN,
     "csghmc": _CHAIN,
