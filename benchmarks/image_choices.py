@@ -28,7 +28,6 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "fiber_typical": {"sampler": typical_set_walk(n_particles=16, thermal=None, batch="loader")},
     "riemannian": {"data": "subset", "n_samples_fit": 10},
     "riemannian_linearised": {"data": "subset", "n_samples_fit": 10},
-    "riemannian_fisher": {"n_samples_fit": 10},
     "diffusion": {"n_samples_fit": 10},
     "diffusion_kernel": {"n_samples_fit": 10},
 }
