@@ -167,8 +167,8 @@ backend, backend_kwargs, asdl_fisher_kwargs
         kept = self._kept[1] if repeats and self._kept is not None and self._kept[0] == asked else None
         if kept is None:
             space, coordinates = fitted.draw_in_space(self.posterior, self.position, share, n_samples, generator)
-            room = min(KEPT_BYTES, available_bytes(self._device) // 8)
-            if not repeats or n_samples * self.n_params * self._dtype.itemsize > room:
+            size_kept = n_samples * self.n_params * self._dtype.itemsize
+            if not repeats or size_kept > min(KEPT_BYTES, available_bytes(self._device) // 8):
                 yield from space.weight_groups(coordinates, size)
                 return
             kept = space.to_weights(coordinates)
