@@ -200,8 +200,8 @@ class LatentLines:
 
     def last_layer(self) -> tuple[Float[Tensor, "u r"], Float[Tensor, " r"]]:
         """A and b with coordinates = features A + b."""
-        last = self.decoder[-1]
-        return last.weight.detach().T * self.scale, last.bias.detach() * self.scale
+        weight, bias = (parameter.detach() for parameter in self.decoder[-1].parameters())
+        return weight.T * self.scale, bias * self.scale
 
     def tensors(self) -> list[Tensor]:
         """Everything that defines the lines, for saving; the decoder's weights and biases last."""

@@ -90,7 +90,7 @@ class LogJoint:
             return 0.5 * ((thetas - self.prior_mean).square() * self.prior_precision).sum(-1)
         return 0.5 * _total([(offset * pull).sum(-1) for _, offset, pull in self._offsets(thetas)])
 
-    def _offsets(self, thetas: Float[Tensor, "n p"]) -> Iterator[tuple[slice, Float[Tensor, "n b"], Float[Tensor, "n b"]]]:
+    def _offsets(self, thetas: Float[Tensor, "n p"]) -> Iterator[tuple[slice, Tensor, Tensor]]:
         """θ − μ₀ and diag(τ)(θ − μ₀), some columns at a time: large temporary memory takes longer than the sums."""
         n, p = thetas.shape
         width = p if n * p <= WHOLE_ELEMENTS else max(1, BLOCK_ELEMENTS // n)

@@ -17,7 +17,7 @@ from laplace_fiber.pooling import unfold_pooling
 aten = torch.ops.aten
 
 LARGE = 2**18
-"""Numbers in a product from which on it is written where it belongs: new memory takes as long as some passes over it."""
+"""Numbers in a product from which on it is written where it belongs: new memory takes longer than passes over it."""
 
 THIN, TALL = 4, 64
 """Products with one column are transposed, and those with at most THIN columns if they have at least TALL rows."""
@@ -35,7 +35,8 @@ _FILLED = {
 
 def simplify(graph: Graph) -> None:
     """Rewrite a graph of batched operations in place. Its nodes carry examples of their values, as make_fx leaves."""
-    for rule in (_drop, _fill, _flip_result, _join, _flip_thin, _multiply, _reshape, _reshape, unfold_pooling, _drop, _fill_parts):
+    thin = (_flip_result, _join, _flip_thin, _multiply)
+    for rule in (_drop, _fill, *thin, _reshape, _reshape, unfold_pooling, _drop, _fill_parts):
         for node in list(graph.nodes):
             if node.op == "call_function":
                 rule(node)
@@ -111,15 +112,16 @@ def _reshape(node: Node) -> None:
 
 def _fill_parts(node: Node) -> None:
     """A vector of parts, some of them large products, as memory that is written by the products themselves."""
-    if node.target is not aten.cat.default or value_of(node).ndim != 1 or not any(map(_is_large_product, node.args[0])):
+    parts: Any = node.args[0] if node.target is aten.cat.default else ()
+    if value_of(node) is None or value_of(node).ndim != 1 or not any(map(_is_large_product, parts)):
         return
-    parts, start = node.args[0], 0
+    start = 0
     whole = inserted(node, aten.new_empty.default, parts[0], [len(value_of(node))])
     for part in parts:
         stop = start + len(value_of(part))
         place = inserted(node, aten.slice.Tensor, whole, 0, start, stop)
         if _is_large_product(part):
-            product = part.args[0]
+            product: Any = part.args[0]
             shaped = inserted(node, aten.view.default, place, list(shape_of(product)))
             inserted(node, aten.addmm_.default, shaped, *product.args, beta=0)
         else:
@@ -128,7 +130,7 @@ def _fill_parts(node: Node) -> None:
     node.replace_all_uses_with(whole)
 
 
-def _is_large_product(part: Node) -> bool:
+def _is_large_product(part: Any) -> TypeGuard[Node]:
     """Whether the part is a large matrix product as a vector, needed nowhere else."""
     product = part.args[0] if part.target in _VIEWS and len(part.users) == 1 else None
     is_private = isinstance(product, Node) and product.target is aten.mm.default and len(product.users) == 1
