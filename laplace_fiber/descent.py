@@ -12,7 +12,7 @@ from torch import Tensor
 
 from laplace_fiber.data import Batch
 from laplace_fiber.gradients import recorded_evaluation
-from laplace_fiber.log_joint import LogJoint
+from laplace_fiber.log_joint import WHOLE_ELEMENTS, LogJoint
 from laplace_fiber.recording import Function, Recorder
 from laplace_fiber.refinement import Refinement, Refining
 
@@ -77,6 +77,8 @@ class Descent:
     def __init__(self, joint: LogJoint, refinement: Refinement, kind: DescentKind, recorder: Recorder) -> None:
         self.joint, self.refinement, self.kind, self.recorder = joint, refinement, kind, recorder
         self.counts = Counts()
+        self._spare: list[Float[Tensor, "n p"]] = []
+        """Memory for the next proposal, where weights are many: new memory takes as long as some passes over it."""
 
     def refine(
         self,
@@ -87,9 +89,13 @@ class Descent:
         normal: Float[Tensor, " n"] | float = 0.0,
         effective_dimension: float | None = None,
     ) -> Particles:
-        """Descend from drifted weights until the refinement asks for no more; arguments as in ``Refining``."""
+        """Descend from drifted weights until the refinement asks for no more; arguments as in ``Refining``.
+
+        ``theta`` is used as working memory.
+        """
         now = self._evaluated(level.batch, theta, eta)
         self.counts.evaluated += len(theta)
+        self._spare = [torch.empty_like(theta)] if theta.numel() > WHOLE_ELEMENTS else []
         parities = [torch.tensor(short, device=theta.device) for short in (True, False)]
         for step in range(self.refinement.max_steps):
             excess = now.data_term - level.data_term
@@ -110,29 +116,39 @@ class Descent:
         rows = _padded(active, n_active)
         part = now if rows is None else Particles(*(column[rows] for column in now))
         moves = active if rows is None else torch.arange(len(rows), device=rows.device) < n_active
+        spare = self._spare if rows is None else []
 
         def take(moving: Sequence[Tensor], fixed: Sequence[Tensor]) -> tuple[Tensor, ...]:
-            *columns, moves, short = moving
-            return self._take(Particles(*columns), moves, short, batch.with_tensors(fixed))
+            columns, (moves, short, *room) = moving[: len(now)], moving[len(now) :]
+            return self._take(Particles(*columns), moves, short, batch.with_tensors(fixed), *room)
 
-        *columns, accepted = self._call("step", take, (*part, moves, short), batch)
+        *columns, accepted = self._call("step", take, (*part, moves, short, *spare), batch)
         new, n_accepted = Particles(*columns), int(accepted.sum())
         self.counts.evaluated += n_active
         self.counts.proposed += n_active
         self.counts.rejected += n_active - n_accepted
-        if n_accepted < len(accepted):  # not inside the step: most steps need no such copies
+        if n_accepted == 0:
+            new = new._replace(theta=part.theta, grad=part.grad)
+        elif n_accepted < len(accepted):  # not inside the step: most steps need no such copies
             kept = accepted[:, None]
             theta, grad = torch.where(kept, new.theta, part.theta), torch.where(kept, new.grad, part.grad)
             new = new._replace(theta=theta, grad=grad)
         if rows is None:
+            if spare and n_accepted == len(accepted):
+                self._spare = [part.theta]
             return new
         for whole, column in zip(now, new, strict=True):
             whole[rows[:n_active]] = column[:n_active]
         return now
 
-    def _take(self, now: Particles, moves: Tensor, short: Tensor, batch: Batch) -> tuple[Tensor, ...]:
-        """One step of those that move, and whose step is kept; weights and gradients are the proposed ones of all."""
-        proposal = torch.addcmul(now.theta, now.eta[:, None], now.grad, value=-1)
+    def _take(
+        self, now: Particles, moves: Tensor, short: Tensor, batch: Batch, room: Tensor | None = None
+    ) -> tuple[Tensor, ...]:
+        """One step of those that move, and whose step is kept; weights and gradients are the proposed ones of all.
+
+        Weights are written to ``room``, if there is any.
+        """
+        proposal = torch.addcmul(now.theta, now.eta[:, None], now.grad, value=-1, out=room)
         value, grad, data_term = self.joint.evaluate(proposal, batch)
         sound = _finite(value, grad)
         accepted = moves & sound

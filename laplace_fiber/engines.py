@@ -27,6 +27,10 @@ CLEARLY_FASTER = 0.75
 SAME_OUTPUT = 1e-4
 """Largest difference between outputs that are the same but for rounding, as a share of the largest output."""
 
+WORTH_A_TRIAL = 2**24
+"""Numbers that layers put out in a prediction, from which on trials pay in the first one of its shape, not the second.
+"""
+
 TRIAL_ROWS, TRIAL_SECONDS = 8, 0.2
 """Rows of a trial, at most, and how long its runs may go on being repeated."""
 
@@ -76,6 +80,7 @@ def group_size(
     n: int,
     x: Inputs,
     run: Callable[[Float[Tensor, "k p"]], object],
+    try_out: bool = True,
     **model_kwargs: Any,
 ) -> int:
     """How many of n weight vectors are best evaluated together by ``run``.
@@ -88,6 +93,8 @@ def group_size(
     ----------
     trial
         Weight vectors to try ``run`` on.
+    try_out
+        Whether to try the other one at all.
     """
     if not network.batches or n <= 1:
         return 1
@@ -100,6 +107,8 @@ def group_size(
     if network.engine == "vmap" or together == 1:
         return together
     usual, other = (1, together) if network.resolved_engine() == "loop" else (together, 1)
+    if not try_out:
+        return usual
     times = {size: _seconds_per_row(run, trial[:size]) for size in (usual, other)}
     if not network.batches:  # as run has found out
         return 1

@@ -133,6 +133,7 @@ backend, backend_kwargs, asdl_fisher_kwargs
         self._fitted = FiberFit(
             walk.subspace, walk.coordinates, lines, joint.prior_precision.clone(), noise, self.temperature
         )
+        _ = self._fitted.decoded_space  # made now, so that the first prediction need not wait for it
         self._curvature = None
         if self.sampler.checkpoint is not None and ranks.first:
             self.sampler.checkpoint.remove()
@@ -165,12 +166,12 @@ backend, backend_kwargs, asdl_fisher_kwargs
         asked = (n_samples, self.posterior, repr(self.position), share, self.sampler.seed)
         kept = self._kept[1] if repeats and self._kept is not None and self._kept[0] == asked else None
         if kept is None:
-            coordinates = fitted.draw(self.posterior, self.position, share, n_samples, generator)
-            room = min(KEPT_BYTES, available_bytes(self._device) // 8)
-            if not repeats or n_samples * self.n_params * self._dtype.itemsize > room:
-                yield from fitted.subspace.weight_groups(coordinates, size)
+            space, coordinates = fitted.draw_in_space(self.posterior, self.position, share, n_samples, generator)
+            size_kept = n_samples * self.n_params * self._dtype.itemsize
+            if not repeats or size_kept > min(KEPT_BYTES, available_bytes(self._device) // 8):
+                yield from space.weight_groups(coordinates, size)
                 return
-            kept = fitted.subspace.to_weights(coordinates)
+            kept = space.to_weights(coordinates)
             self._kept = asked, kept
         yield from kept.clone().split(size)
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from functools import cached_property
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from laplace_fiber.latent import LatentLines
@@ -17,6 +18,13 @@ from laplace_fiber.subspace import Subspace
 
 REACH_TOLERANCE = 0.05
 """A prior wider than the walked one by less than this share is not worth another walk."""
+
+
+JOINED_BYTES = 2**26
+"""The decoder's last layer and the basis are joined into one matrix of at most this size …"""
+
+JOINED_COST = 0.75
+"""… where products with it take at most this share of the products with both."""
 
 
 @dataclass(frozen=True)
@@ -44,6 +52,25 @@ class FiberFit:
     sigma_noise: Tensor
     temperature: float
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return FiberFit, tuple(getattr(self, field.name) for field in fields(self))
+
+    @cached_property
+    def decoded_space(self) -> Subspace | None:
+        """The decoder's last layer and the basis as one: a space whose coordinates are the decoder's features.
+
+        ``None`` where decoding in two steps takes less work or memory. Made at the first use.
+        """
+        basis, origin = self.subspace.basis, self.subspace.origin
+        layer, bias = self.lines.last_layer()
+        (units, rank), p = layer.shape, basis.shape[1]
+        both = units * rank + (0 if self.subspace.is_identity else rank * p)
+        affordable = units * p * origin.itemsize <= JOINED_BYTES
+        worth_it = self.subspace.is_identity or units * p <= JOINED_COST * both
+        if not (affordable and worth_it and origin.dtype == layer.dtype):
+            return None
+        return Subspace(self.subspace.to_weights(bias[None])[0], self.subspace.directions(layer))
+
     def share_for(self, prior_precision: Float[Tensor, " p"]) -> float:
         """Share ρ ≤ 1 of the walk for another prior: its radius √(Σ 1/τ) over that of the walk."""
         radii = [(1 / tau.double()).sum().sqrt() for tau in (prior_precision.detach(), self.prior_precision)]
@@ -68,16 +95,29 @@ class FiberFit:
     def draw(
         self, form: PosteriorForm, law: PositionLaw, upto: float, n_samples: int, generator: torch.Generator
     ) -> Float[Tensor, "s r"]:
-        """Coordinates of samples, with positions from the law shortened to [0, upto].
+        """Coordinates of samples in the walk's subspace, with positions from the law shortened to [0, upto].
 
         Every trajectory is drawn as often as any other, or once more.
         """
         if form == "gaussian":
             return self._draw_gaussian(law, upto, n_samples, generator)
-        device = generator.device
+        return self._curves(form).coordinates(*self._positions(law, upto, n_samples, generator))
+
+    def draw_in_space(
+        self, form: PosteriorForm, law: PositionLaw, upto: float, n_samples: int, generator: torch.Generator
+    ) -> tuple[Subspace, Float[Tensor, "s _"]]:
+        """:meth:`draw` with the space that the coordinates belong to: the one that is fastest to decode from."""
+        space = self.decoded_space if form == "latent" else None
+        if space is None:
+            return self.subspace, self.draw(form, law, upto, n_samples, generator)
+        return space, self.lines.features(*self._positions(law, upto, n_samples, generator))
+
+    def _positions(
+        self, law: PositionLaw, upto: float, n_samples: int, generator: torch.Generator
+    ) -> tuple[Int[Tensor, " s"], Float[Tensor, " s"]]:
         trajectory = shuffled_rows(len(self.states), n_samples, generator)
-        s = upto * law.quantile(torch.rand(n_samples, generator=generator, device=device))
-        return self._curves(form).coordinates(trajectory, s.to(self.states))
+        u = torch.rand(n_samples, generator=generator, device=generator.device)
+        return trajectory, (upto * law.quantile(u)).to(self.states)
 
     def points(self, form: PosteriorForm, law: PositionLaw, upto: float) -> Float[Tensor, "k r"]:
         """Coordinates that stand for the posterior in sums over it: every trajectory at the law's t mid-quantiles."""

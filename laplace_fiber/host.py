@@ -124,11 +124,12 @@ backend, backend_kwargs, asdl_fisher_kwargs
     def _forget_predictions(self) -> None:
         """Drop what is kept to make repeated predictions fast."""
         self._together: dict[tuple[Any, ...], int | None] = {}
+        self._asked: set[tuple[Any, ...]] = set()
         self._recorder = Recorder(after=RECORD_AFTER)
         self._kept: tuple[tuple[Any, ...], Float[Tensor, "s p"]] | None = None
 
     def __getstate__(self) -> dict[str, Any]:
-        return {k: v for k, v in self.__dict__.items() if k not in ("_together", "_recorder", "_kept")}
+        return {k: v for k, v in self.__dict__.items() if k not in ("_together", "_asked", "_recorder", "_kept")}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)

@@ -192,6 +192,17 @@ class LatentLines:
             decoded: Tensor = self.decoder(self.latent(trajectory, s))
         return decoded * self.scale
 
+    def features(self, trajectory: Int[Tensor, " s"], s: Float[Tensor, " s"]) -> Float[Tensor, "s u"]:
+        """What the decoder's last layer sees: :meth:`coordinates` are an affine function of it."""
+        with torch.no_grad():
+            inside: Tensor = self.decoder[:-1](self.latent(trajectory, s))
+        return inside
+
+    def last_layer(self) -> tuple[Float[Tensor, "u r"], Float[Tensor, " r"]]:
+        """A and b with coordinates = features A + b."""
+        weight, bias = (parameter.detach() for parameter in self.decoder[-1].parameters())
+        return weight.T * self.scale, bias * self.scale
+
     def tensors(self) -> list[Tensor]:
         """Everything that defines the lines, for saving; the decoder's weights and biases last."""
         return [self.start, self.ends, self.scale, *(p.detach() for p in self.decoder.parameters())]

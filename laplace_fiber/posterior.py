@@ -14,7 +14,7 @@ from torch import Tensor
 from laplace_fiber import predictive
 from laplace_fiber.curvature import subspace_jacobian
 from laplace_fiber.data import moved
-from laplace_fiber.engines import TRIAL_ROWS, group_size, inputs_together
+from laplace_fiber.engines import TRIAL_ROWS, WORTH_A_TRIAL, group_size, inputs_together, output_elements
 from laplace_fiber.linearised import linearised_samples, output_covariance, output_variance
 from laplace_fiber.tuning import TunablePosterior
 from laplace_fiber.weights import Inputs
@@ -174,7 +174,10 @@ class SampledPosterior(TunablePosterior, ABC):
         )
 
     def _prediction_group(self, inputs: Inputs, n_samples: int, **model_kwargs: Any) -> int:
-        """How many samples are evaluated together; found out once for each shape of inputs."""
+        """How many samples are evaluated together; found out once for each shape of inputs.
+
+        A short prediction of a new shape is over before a trial would be: it takes the usual size.
+        """
         key = ("samples", _shape(inputs), n_samples)
         if key not in self._together:
             part = inputs[: self._inputs_together(inputs, **model_kwargs)] if isinstance(inputs, Tensor) else inputs
@@ -183,8 +186,14 @@ class SampledPosterior(TunablePosterior, ABC):
                 return predictive.function_samples(self.network, thetas, part, keep_graph=False, **model_kwargs)
 
             with self.network.evaluation():
+                elements = n_samples * output_elements(self.network, part, **model_kwargs)
+                try_out = key in self._asked or elements > WORTH_A_TRIAL
+                self._asked.add(key)
                 trial = self._require_mean().repeat(min(n_samples, TRIAL_ROWS), 1)
-                self._together[key] = group_size(self.network, trial, n_samples, part, run, **model_kwargs)
+                size = group_size(self.network, trial, n_samples, part, run, try_out, **model_kwargs)
+            if not try_out:
+                return size
+            self._together[key] = size
         return cast("int", self._together[key])
 
     def _inputs_together(self, inputs: Inputs, **model_kwargs: Any) -> int | None:

@@ -16,10 +16,14 @@ from laplace_fiber.pooling import unfold_pooling
 
 aten = torch.ops.aten
 
+LARGE = 2**18
+"""Numbers in a product from which on it is written where it belongs: new memory takes longer than passes over it."""
+
 THIN, TALL = 4, 64
 """Products with one column are transposed, and those with at most THIN columns if they have at least TALL rows."""
 
 _PRODUCTS = (aten.bmm.default, aten.baddbmm.default)
+_TRANSPOSES = (aten.transpose.int, aten.t.default)
 _VIEWS = (aten.view.default, aten._unsafe_view.default)
 _FILLED = {
     aten.new_zeros.default: 0,
@@ -31,7 +35,8 @@ _FILLED = {
 
 def simplify(graph: Graph) -> None:
     """Rewrite a graph of batched operations in place. Its nodes carry examples of their values, as make_fx leaves."""
-    for rule in (_drop, _fill, _flip_result, _join, _flip_thin, _multiply, _reshape, _reshape, unfold_pooling, _drop):
+    thin = (_flip_result, _join, _flip_thin, _multiply)
+    for rule in (_drop, _fill, *thin, _reshape, _reshape, unfold_pooling, _drop, _fill_parts):
         for node in list(graph.nodes):
             if node.op == "call_function":
                 rule(node)
@@ -105,6 +110,33 @@ def _reshape(node: Node) -> None:
         replace(node, aten.view.default, source.args[0] if source.target in _VIEWS else source, list(shape_of(node)))
 
 
+def _fill_parts(node: Node) -> None:
+    """A vector of parts, some of them large products, as memory that is written by the products themselves."""
+    parts: Any = node.args[0] if node.target is aten.cat.default else ()
+    if value_of(node) is None or value_of(node).ndim != 1 or not any(map(_is_large_product, parts)):
+        return
+    start = 0
+    whole = inserted(node, aten.new_empty.default, parts[0], [len(value_of(node))])
+    for part in parts:
+        stop = start + len(value_of(part))
+        place = inserted(node, aten.slice.Tensor, whole, 0, start, stop)
+        if _is_large_product(part):
+            product: Any = part.args[0]
+            shaped = inserted(node, aten.view.default, place, list(shape_of(product)))
+            inserted(node, aten.addmm_.default, shaped, *product.args, beta=0)
+        else:
+            inserted(node, aten.copy_.default, place, part)
+        start = stop
+    node.replace_all_uses_with(whole)
+
+
+def _is_large_product(part: Any) -> TypeGuard[Node]:
+    """Whether the part is a large matrix product as a vector, needed nowhere else."""
+    product = part.args[0] if part.target in _VIEWS and len(part.users) == 1 else None
+    is_private = isinstance(product, Node) and product.target is aten.mm.default and len(product.users) == 1
+    return is_private and value_of(part).numel() >= LARGE
+
+
 def _same_as(node: Node) -> Any:
     """The argument that the operation returns as it is, if it does."""
     first = node.args[0] if node.args else None
@@ -112,7 +144,7 @@ def _same_as(node: Node) -> Any:
         return None
     if node.target in (aten.alias.default, aten.detach.default):
         return first
-    if node.target is first.target is aten.transpose.int and node.args[1:] == first.args[1:]:
+    if node.target is first.target and node.target in _TRANSPOSES and node.args[1:] == first.args[1:]:
         return first.args[0]
     new, old = value_of(node), value_of(first)
     if new is None or old is None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,9 @@ from laplace_fiber.memory import available_bytes
 
 BLOCK_BYTES = 2**22
 """Columns are converted to the precision of arithmetic in blocks of this size, which stay in the cache."""
+
+COLUMNS = 2**12
+"""Columns of weight vectors that are decoded at a time."""
 
 DECODED_BYTES = 2**28
 """Weight vectors are decoded together up to this size: each pass reads the whole basis."""
@@ -47,6 +51,12 @@ class Subspace:
     origin: Float[Tensor, " p"]
     basis: Float[Tensor, "r p"]
 
+    @cached_property
+    def is_identity(self) -> bool:
+        """Whether coordinates are displacements themselves, as where there are no more weights than states."""
+        rank, p = self.basis.shape
+        return rank == p and bool((self.basis.diagonal() == 1).all()) and int(self.basis.count_nonzero()) == p
+
     def own_basis(self) -> Float[Tensor, "r p"]:
         """The basis without room left over for rows that were not needed, to be saved: a copy where there is such."""
         return self.basis.clone() if self.basis.untyped_storage().nbytes() > self.basis.nbytes else self.basis
@@ -56,7 +66,7 @@ class Subspace:
 
     def to_weights(self, coordinates: Float[Tensor, "s r"]) -> Float[Tensor, "s p"]:
         """Weight vectors of coordinates."""
-        return self.directions(coordinates).add_(self.origin)
+        return self._combined(coordinates, self.origin)
 
     def weight_groups(self, coordinates: Float[Tensor, "s r"], size: int) -> Iterator[Float[Tensor, "g p"]]:
         """:meth:`to_weights`, ``size`` rows at a time."""
@@ -66,10 +76,25 @@ class Subspace:
 
     def directions(self, coordinates: Float[Tensor, "s r"]) -> Float[Tensor, "s p"]:
         """c V: displacements from the origin."""
+        return self._combined(coordinates, None)
+
+    def _combined(self, coordinates: Float[Tensor, "s r"], offset: Float[Tensor, " p"] | None) -> Float[Tensor, "s p"]:
+        """c V, plus an offset."""
+        if self.is_identity:
+            result = coordinates.to(self.origin, copy=True)
+            return result if offset is None else result.add_(offset)
         result = self.origin.new_empty(len(coordinates), self.basis.shape[1])
         wide = coordinates.to(torch.promote_types(self.basis.dtype, torch.float32))
-        for columns, block in column_blocks(self.basis, wide.dtype):
-            result[:, columns] = (wide @ block).to(result)
+        # Written where it belongs, and added to while in the cache: new memory costs as much as products of few rows.
+        for start in range(0, result.shape[1], COLUMNS):
+            columns = slice(start, start + COLUMNS)
+            block, part = self.basis[:, columns].to(wide.dtype), result[:, columns]
+            if part.dtype == wide.dtype:
+                torch.mm(wide, block, out=part)
+            else:
+                part.copy_(wide @ block)
+            if offset is not None:
+                part.add_(offset[columns])
         return result
 
     def to_coordinates(self, weights: Float[Tensor, "s p"]) -> Float[Tensor, "s r"]:

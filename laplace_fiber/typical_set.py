@@ -43,7 +43,7 @@ class TypicalSet:
         if data.full:
             descent = Descent(joint, FixedRefinement(CENTRING_STEPS), "spectral", Recorder(RECORD_AFTER))
             first = origin.new_full((1,), step_size)
-            centre = descent.refine(Level(joint, batch, origin), 1.0, origin[None], first).theta[0]
+            centre = descent.refine(Level(joint, batch, origin), 1.0, origin.clone()[None], first).theta[0]
         dimension = effective_dimension(joint, centre, data, seed)
         data.restart()
         return TypicalSet(centre, dimension)

@@ -105,7 +105,9 @@ class NetworkFunction:
         def loop() -> Tensor:
             return torch.stack([self.one(theta, x, **model_kwargs) for theta in thetas])
 
-        if len(thetas) == 1 or not self.batches:
+        if len(thetas) == 1:  # squeezed, the derivative is a view, too: no pass over all weights
+            return self.one(thetas.squeeze(0), x, **model_kwargs)[None]
+        if not self.batches:
             return loop()
         try:
             with _batched_throughout():

@@ -247,3 +247,26 @@ def test_inputs_go_in_parts_that_stay_in_the_cache_unless_they_depend_on_each_ot
     la._forget_predictions()
     torch.testing.assert_close(la(x), whole, rtol=1e-12, atol=1e-12)
     assert la._together[("inputs", tuple(x.shape))] == (17 if apart else None)
+
+
+def test_a_short_prediction_is_tried_out_when_it_comes_again(monkeypatch):
+    model, data = classifier()
+    la = FiberLaplace(model, "classification", sampler=TrajectorySampler(n_particles=4, n_steps=3), autoencoder=FAST)
+    la.fit(data)
+    x, trials = data.dataset.tensors[0], []
+
+    def seconds(_run, rows):
+        trials.append(len(rows))
+        return 1.0
+
+    monkeypatch.setattr(engines, "_seconds_per_row", seconds)
+    first = la(x)
+    assert not trials
+    torch.testing.assert_close(la(x), first)
+    assert trials
+    tried = len(trials)
+    la(x)
+    assert len(trials) == tried
+    monkeypatch.setattr("laplace_fiber.posterior.WORTH_A_TRIAL", 0)
+    la(x[:5])
+    assert len(trials) > tried

@@ -1,6 +1,7 @@
 """The objective against its formula and against laplace-torch's conventions."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -103,3 +104,22 @@ def test_loaders():
     dicts = [{"x": x, "target": y} for x, y in data]
     assert TrainingData(dicts, device, dict_key_y="target").n_data == len(data.dataset)
     del model
+
+
+@pytest.mark.parametrize("n", [1, 3])
+def test_many_weights_meet_their_prior_in_blocks(monkeypatch, n):
+    """Blocks of 7 weights of a network of more, under a prior with a mean and a precision for each."""
+    model, data = classifier()
+    joint, training = joint_of(model, data, "classification")
+    generator = torch.Generator().manual_seed(0)
+    p = joint.network.n_params
+    thetas, mean = torch.randn(n, p, generator=generator).double(), torch.randn(p, generator=generator).double()
+    precision = 1 + torch.rand(p, generator=generator).double()
+    joint = replace(joint, prior_mean=mean, prior_precision=precision)
+    whole, energy = joint.evaluate(thetas, training.everything()), joint.prior_energy(thetas)
+    monkeypatch.setattr("laplace_fiber.log_joint.WHOLE_ELEMENTS", 0)
+    monkeypatch.setattr("laplace_fiber.log_joint.BLOCK_ELEMENTS", 7 * n)
+    torch.testing.assert_close(joint.evaluate(thetas, training.everything()), whole)
+    torch.testing.assert_close(joint.prior_energy(thetas), energy)
+    again = joint.prior_energy(thetas.clone().requires_grad_())
+    torch.testing.assert_close(again.detach(), energy)

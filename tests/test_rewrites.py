@@ -99,3 +99,30 @@ def test_constants_and_detours_go():
     graph, _, after = rewritten(function, x)
     assert torch.equal(graph(x), function(x))
     assert not after & {aten.ones_like.default, aten.new_zeros.default, aten.transpose.int}
+
+
+def test_large_products_are_written_where_they_belong(monkeypatch):
+    monkeypatch.setattr("laplace_fiber.rewrites.LARGE", 12)
+
+    def parts(a, b, c):
+        return torch.cat([(a @ b).view(-1), c, (b.T @ a.T).view(-1)]), (c @ c)[None]
+
+    a, b, c = draws((3, 5), (5, 4), (7,))
+    graph, _, after = rewritten(parts, a, b, c)
+    assert aten.addmm_.default in after
+    assert aten.cat.default not in after
+    for _ in range(2):
+        torch.testing.assert_close(graph(a, b, c), parts(a, b, c), rtol=0, atol=1e-12)
+        a = a + 1
+
+
+def test_a_product_needed_elsewhere_is_not_moved(monkeypatch):
+    monkeypatch.setattr("laplace_fiber.rewrites.LARGE", 1)
+
+    def parts(a, b):
+        product = a @ b
+        return torch.cat([product.view(-1), b.view(-1)]), product
+
+    graph, _, after = rewritten(parts, *draws((3, 5), (5, 4)))
+    assert aten.cat.default in after
+    torch.testing.assert_close(graph(*draws((3, 5), (5, 4))), parts(*draws((3, 5), (5, 4))))

@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+from dataclasses import replace
 
 import pytest
 import torch
@@ -206,10 +207,10 @@ def test_training_stops_by_itself_and_on_leading_coordinates_only():
     assert 50 <= steps < 1000
 
 
-def fit_of(states: torch.Tensor) -> FiberFit:
+def fit_of(states: torch.Tensor, **autoencoder: int) -> FiberFit:
     r = states.shape[-1]
     subspace = Subspace(torch.zeros(r, dtype=torch.float64), torch.eye(r, dtype=torch.float64))
-    lines = LatentAutoencoder(n_steps=50).fit(states)
+    lines = LatentAutoencoder(n_steps=50, **autoencoder).fit(states)
     return FiberFit(subspace, states, lines, torch.ones(r, dtype=torch.float64), torch.tensor(1.0), 1.0)
 
 
@@ -251,3 +252,36 @@ def test_trajectories_are_drawn_uniformly_and_positions_from_the_law():
     torch.testing.assert_close(draws, fit.states[which, -1], rtol=0, atol=1e-12)
     counts = torch.bincount(which, minlength=8)
     assert float(((counts - 1000.0) ** 2 / 1000).sum()) < 24.3  # 99.9 % quantile of chi-squared with 7 degrees
+
+
+@pytest.mark.parametrize("form", ["latent", "states"])
+def test_identity_and_joined_decoding_change_rounding_only(form):
+    """The last layer joined with an identity, with a basis worth joining, and with one that is not."""
+    states = curved_walk()
+    r, generator = states.shape[-1], torch.Generator().manual_seed(0)
+    many, few = fit_of(states), fit_of(states, line_units=r // 2)
+    wide = torch.linalg.qr(torch.randn(40 * r, r, generator=generator, dtype=torch.float64))[0].T
+    for fit, basis, joined in ((many, torch.eye(r).double(), True), (few, wide, True), (many, wide, False)):
+        origin = torch.randn(basis.shape[1], generator=generator, dtype=torch.float64)
+        one = replace(fit, subspace=Subspace(origin, basis))
+        assert (one.decoded_space is not None) == joined
+        draw = [form, UniformPosition(), 0.7, 20]
+        space, coordinates = one.draw_in_space(*draw, torch.Generator().manual_seed(1))
+        expected = origin + one.draw(*draw, torch.Generator().manual_seed(1)) @ basis
+        torch.testing.assert_close(space.to_weights(coordinates), expected, rtol=0, atol=1e-10)
+        torch.testing.assert_close(torch.cat(list(space.weight_groups(coordinates, 3))), expected, rtol=0, atol=1e-10)
+
+
+def test_an_identity_is_told_from_other_bases():
+    eye, origin = torch.eye(5), torch.zeros(5)
+    assert Subspace(origin, eye).is_identity
+    assert not Subspace(origin, eye.flip(0)).is_identity
+    assert not Subspace(origin, eye + 0.1).is_identity
+    assert not Subspace(origin, eye[:4]).is_identity
+
+
+def test_a_pickled_fit_leaves_the_joined_matrix_behind():
+    fit = fit_of(curved_walk())
+    size = len(pickle.dumps(fit))
+    assert fit.decoded_space is not None
+    assert len(pickle.dumps(fit)) == size

@@ -7,6 +7,8 @@ from torch import nn
 
 from laplace_fiber import FixedRefinement, RefineToLevel, TrajectorySampler
 from laplace_fiber.data import TrainingData
+from laplace_fiber.descent import Descent, Level
+from laplace_fiber.recording import Recorder
 from laplace_fiber.refinement import Refining
 from laplace_fiber.walk import sharpness
 
@@ -233,3 +235,26 @@ def test_bad_rules():
         FixedRefinement(-1)
     with pytest.raises(ValueError, match="nats_per_parameter > 0"):
         RefineToLevel(nats_per_parameter=0.0)
+
+
+@pytest.mark.parametrize("n", [1, 3])
+@pytest.mark.parametrize("after", [0, 1000])
+def test_steps_into_spare_memory_are_the_same(monkeypatch, n, after):
+    """Step sizes near the edge of stability: some steps are taken back, of some particles or of all."""
+    model, data = classifier()
+    joint, training = joint_of(model, data, "classification")
+    batch, origin = training.next_batch(), joint.network.theta()
+    drifts = torch.randn(n, len(origin), generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+
+    def ends():
+        descent = Descent(joint, FixedRefinement(12), "monotone", Recorder(after))
+        with joint.network.evaluation():
+            eta = origin.new_tensor([30.0, 0.5, 3.0])[:n] / sharpness(joint, origin, batch)
+            return descent.refine(Level(joint, batch, origin), 0.5, origin + 0.1 * drifts, eta), descent.counts
+
+    expected, counts = ends()
+    assert 0 < counts.rejected < counts.proposed
+    monkeypatch.setattr("laplace_fiber.descent.WHOLE_ELEMENTS", 0)
+    again, counts_again = ends()
+    torch.testing.assert_close(tuple(again), tuple(expected), rtol=0, atol=0)
+    assert counts_again == counts

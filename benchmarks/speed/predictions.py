@@ -138,12 +138,16 @@ def _fitted(
     n, t, p = sizes.particles, sizes.drifts, fiber.n_params
     rank = min(n * t, p)
     basis = (storage or BasisStorage()).allocate(rank, fit.subspace.origin)
-    for row in basis:
-        row.copy_(torch.randn(p, generator=generator) * p**-0.5)
+    if rank == p:
+        basis.copy_(torch.eye(p))  # as a walk leaves it
+    else:
+        for row in basis:
+            row.copy_(torch.randn(p, generator=generator) * p**-0.5)
     steps = torch.randn(n, t, rank, generator=generator) / (rank * t) ** 0.5
     states = torch.cat([torch.zeros(n, 1, rank), steps.cumsum(1)], 1)
     lines = autoencoder.fit(states)
     fiber._fitted = replace(fit, subspace=Subspace(fit.subspace.origin, basis), states=states, lines=lines)
+    _ = fiber._fitted.decoded_space  # as a fit leaves it
     return fiber
 
 

@@ -2,7 +2,9 @@
 
 Both drift the same 32 particles in the same directions and take the same steps on the same batches; that they arrive at
 the same weights is checked. Times are those between the beginnings of two drifts of one walk, so that compilation,
-recording and the trial of group sizes, which come once per walk, are left out; they are reported apart.
+recording and the trial of group sizes, which come once per walk, are left out; they are reported apart. The matrix
+products of a step alone, forwards and backwards and nothing else, bound what any way built on the library's batched
+products could reach.
 """
 
 from __future__ import annotations
@@ -25,6 +27,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from benchmarks.report import markdown_table
 from benchmarks.speed.common import Options, cell, in_turn, ratio, spread
 from benchmarks.speed.problems import NOISE, curve, images, lenet, mlp, moons, small_convolutions
+from benchmarks.speed.products import StepProducts
 from laplace_fiber import FixedRefinement, TrajectorySampler
 from laplace_fiber.data import TrainingData
 from laplace_fiber.descent import DescentKind
@@ -206,10 +209,14 @@ def measure(options: Options) -> dict[str, Any]:
 
 def _measured(problem: Problem, repeats: int) -> dict[str, Any]:
     ways: dict[str, Callable[[], Walked]] = {"sgd": problem.loop, "fused sgd": partial(problem.loop, fused=True)}
+    problem.data.restart()
+    products = StepProducts.of(problem.model, N_PARTICLES, len(problem.data.next_batch().blocks[0][1]))
     variants = {name: v for name, v in VARIANTS.items() if problem.case.compiled or not v[1]}
     ways |= {name: partial(problem.walk, *settings) for name, settings in variants.items()}
     first = {name: results[0] for name, results in in_turn(ways, 1).items()}
     differences = {name: _difference(first["sgd"], first[name], name) for name in variants if "plain" in name}
+    if products is not None:
+        ways["products"] = lambda: Walked(0.0, products.microseconds(), problem.theta[:0])
     walked = in_turn(ways, repeats)
     times = {name: [w.microseconds for w in walks] for name, walks in walked.items()}
     extra = [100 * (m / p - 1) for m, p in zip(times["monotone"], times["plain"], strict=True)]
@@ -222,6 +229,7 @@ def _measured(problem: Problem, repeats: int) -> dict[str, Any]:
         "monotone_extra_percent": spread(extra),
         "first_start_seconds": {name: first[name].start_seconds for name in variants},
         "later_start_seconds": {name: spread([w.start_seconds for w in walked[name]]) for name in variants},
+        "sgd_over_products": ratio(times["sgd"], times["products"]) if products else None,
         "group_sizes": {name: sorted({w.group_size for w in walked[name]}) for name in variants},
         "difference_from_sgd": differences,
         "repeats": repeats,
@@ -249,6 +257,7 @@ def table(results: dict[str, Any]) -> str:
     """Microseconds per particle and step, and how many times as fast as the loop."""
     header = ["case", "SGD loop, µs", "plain, µs", "times as fast", "as fused", "monotone over plain, %"]
     header += ["compiled, times as fast", "compiled monotone", "compilation, s", "particles together"]
+    header += ["products alone, µs", "times as fast"]
     rows = []
     for name, r in results.items():
         micros, fast = r["microseconds_per_particle_step"], r["times_as_fast_as_sgd"]
@@ -257,7 +266,9 @@ def table(results: dict[str, Any]) -> str:
         row += [cell(fast.get("plain compiled")), cell(fast.get("monotone compiled"))]
         compilation = r["first_start_seconds"].get("plain compiled")
         row += ["–" if compilation is None else f"{compilation:.1f}", ", ".join(map(str, r["group_sizes"]["plain"]))]
+        row += [cell(micros.get("products"), ".1f"), cell(r.get("sgd_over_products"))]
         rows.append([name, *row])
     lead = f"{N_PARTICLES} particles, {STEPS_PER_DRIFT} steps after each drift; median (range) over repeats. "
-    lead += "As fused: times as fast as a loop with SGD(fused=True)."
+    lead += "As fused: times as fast as a loop with SGD(fused=True). Products alone: a step's batched matrix products "
+    lead += "and nothing else, the bound of what can be built on them."
     return f"{lead}\n\n{markdown_table(header, rows)}"
