@@ -137,6 +137,7 @@ def _results(run: Run) -> dict[str, Any]:
     environment.reset_peak_memory()
     table = COMPARED_METHODS if EXPERIMENTS[run.experiment].compared else ALL_METHODS
     fitted = table[run.method](model, dataset, sigma, run.seed, run.effort)
+    sigma = fitted.sigma or sigma
     measured = measure(fitted, dataset, sigma)
     settings = {"sigma_noise": sigma, "training": asdict(run.training), "effort": asdict(run.effort), **fitted.info}
     return {**measured, "peak_memory_mib": environment.peak_memory_mib(), "settings": settings}

@@ -18,11 +18,15 @@ from torch import Tensor
 from laplace_fiber.checkpoint import Checkpoint
 from laplace_fiber.data import TrainingData
 from laplace_fiber.descent import DescentKind
+from laplace_fiber.distributed import Ranks
+from laplace_fiber.draws import normal
+from laplace_fiber.evidence import EvidenceChoice, maximise_evidence
 from laplace_fiber.log_joint import LogJoint
 from laplace_fiber.refinement import Refinement, RefineToLevel, RefineToTypicalSet
 from laplace_fiber.subspace import BasisStorage, Subspace
 from laplace_fiber.thermal import Thermalisation
-from laplace_fiber.walk import Walk, normal
+from laplace_fiber.typical_set import Arrival
+from laplace_fiber.walk import Walk
 
 
 @dataclass(frozen=True)
@@ -54,14 +58,16 @@ class Trajectories:
         How many particles were evaluated together.
     acceptance
         Of the last trajectory of the thermalisation, mean over particles; NaN without one.
-    effective_dimension
-        Effective number of parameters that the walk's levels were drawn with; None for other refinements.
     excess
         Mean of H Σ ℓ at the walk's end over that at the MAP (for :class:`RefineToTypicalSet`: at the minimum of J near
         it), in nats; on the batch that follows the last one.
     common_displacement
         Length of the mean displacement of all particles at the walk's end, as a share of the reach. Independent drifts
         leave about 1/√n; more is a pull that all particles share, such as that of a network not at a minimum of J.
+    arrival
+        For :class:`RefineToTypicalSet`: where the particles are, and where they should be. None otherwise.
+    evidence
+        What ``evidence=True`` has chosen: the walk's objective is that with these factors. None without it.
     """
 
     subspace: Subspace
@@ -75,9 +81,10 @@ class Trajectories:
     gradient_norm: float
     group_size: int
     acceptance: float
-    effective_dimension: float | None
     excess: float
     common_displacement: float
+    arrival: Arrival | None
+    evidence: EvidenceChoice | None = None
 
     @property
     def states(self) -> Float[Tensor, "n t p"]:
@@ -120,6 +127,10 @@ class TrajectorySampler:
         by rounding only.
     seed
         Particle i draws its direction from ``seed`` and i alone.
+    evidence
+        Choose the scale of the prior precision, and in regression that of the noise, before the walk: those with the
+        largest Laplace evidence around a minimum of J near the trained weights. The fitted posterior carries them, and
+        its report says what was chosen. Precisions per layer or weight and noises per output keep their ratios.
     compile
         Run steps through ``torch.compile``: several times faster for small networks, after a compilation of up to a
         minute. ``None`` does so when the first drift shows that the walk will take more than ten minutes and particles
@@ -145,6 +156,7 @@ class TrajectorySampler:
     batch: Literal["auto", "full", "loader"] = "auto"
     chunk_size: int | None = None
     seed: int = 0
+    evidence: bool = False
     compile: bool | None = None
     autocast: torch.dtype | None = None
     basis: BasisStorage = field(default_factory=BasisStorage)
@@ -200,8 +212,12 @@ class TrajectorySampler:
         MemoryError
             The basis does not fit.
         """
+        chosen = maximise_evidence(joint, origin, data, self.seed) if self.evidence else None
+        if chosen:
+            chosen = chosen.shared(Ranks(self.distributed), origin.device)
+            joint = chosen.applied_to(joint)
         walk = Walk(self, joint, origin, data)
-        return Trajectories(**walk.run(progress_bar))
+        return Trajectories(**walk.run(progress_bar), evidence=chosen)
 
 
 def typical_set_walk(**settings: Any) -> TrajectorySampler:

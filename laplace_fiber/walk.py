@@ -9,7 +9,6 @@ from collections.abc import Iterator
 from dataclasses import astuple, fields
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -19,19 +18,18 @@ from tqdm import tqdm
 from laplace_fiber.data import Batch, TrainingData
 from laplace_fiber.descent import Counts, Descent, Level
 from laplace_fiber.distributed import Ranks, on_same_terms
+from laplace_fiber.draws import normal
 from laplace_fiber.gradients import RECORD_AFTER, evaluation_group
 from laplace_fiber.log_joint import LogJoint
 from laplace_fiber.recording import Recorder
 from laplace_fiber.refinement import RefineToTypicalSet
+from laplace_fiber.sharpness import sharpness
 from laplace_fiber.subspace import StreamingBasis
 from laplace_fiber.thermal import Heat, Thermalisation
-from laplace_fiber.typical_set import TypicalSet
+from laplace_fiber.typical_set import Arrival, TypicalSet
 
 if TYPE_CHECKING:
     from laplace_fiber.trajectories import TrajectorySampler
-
-POWER_ITERATIONS, POWER_TOLERANCE = 20, 1e-2
-"""Hessian products that the sharpness may take, and the relative change from one to the next that ends them."""
 
 LEVELS = -1
 """Part of a particle's stream that its level is drawn from; 0 is its direction, and 1, 2, … its last trajectories."""
@@ -236,13 +234,30 @@ class Walk:
         total, count = self.ranks.sum(float(mine.sum()), len(mine))
         return total / max(count, 1)
 
+    def _arrival(self, excess: float) -> Arrival | None:
+        if self.typical is None:
+            return None
+        alive = self.theta[self.lost_at > self.settings.n_steps]
+        total, count = self.ranks.sum(float((alive - self.typical.centre).norm(dim=1).sum()), len(alive))
+        radius, p = float((1 / self.joint.prior_precision.expand(len(self.origin))).sum().sqrt()), len(self.origin)
+        return Arrival(
+            effective_dimension=self.typical.dimension.total,
+            imbalance=self.typical.imbalance,
+            excess=excess,
+            distance=total / max(count, 1),
+            expected_distance=radius * max(1 - self.typical.dimension.total / p, 0.0) ** 0.5,
+            n_data=self.joint.n_data,
+            n_params=p,
+            exact_moves=self.settings.thermal is not None and self.data.full,
+        )
+
     def _counts(self) -> Counts:
         """Of all ranks."""
         return Counts(*map(int, self.ranks.sum(*astuple(self.descent.counts))))
 
     def _result(self) -> dict[str, Any]:
         n, rank = self.settings.n_particles, self.basis.rank
-        counts = self._counts()
+        counts, excess = self._counts(), self._excess()
         padded = [functional.pad(c, (0, rank - c.shape[1])) for c in self.coordinates]
         coordinates = torch.stack([torch.zeros_like(padded[0]), *padded], 1)
         return {
@@ -257,9 +272,9 @@ class Walk:
             "gradient_norm": self.joint.n_data * float(self.gradient.norm()),
             "group_size": self.group,
             "acceptance": self.acceptance,
-            "effective_dimension": self.typical.dimension.total if self.typical else None,
-            "excess": self._excess(),
+            "excess": excess,
             "common_displacement": float(coordinates[:, -1].mean(0).norm()) / self.reach,
+            "arrival": self._arrival(excess),
         }
 
 
@@ -271,27 +286,3 @@ def _start(joint: LogJoint, origin: Tensor, batch: Batch) -> tuple[Float[Tensor,
             "point (or a gradient that is not finite); check the data for NaN and the network for divergence."
         )
     return value[0], gradient[0]
-
-
-def sharpness(joint: LogJoint, theta: Float[Tensor, " p"], batch: Batch, seed: int = 0) -> float:
-    """λ_max(∇²J(θ)/n_data) in absolute value, by power iteration with Hessian-vector products."""
-    product = joint.hessian_product(theta, batch)
-    v = normal(theta.numel(), seed, -1).to(theta)
-    length = 0.0
-    for _ in range(POWER_ITERATIONS):
-        v = product(v / v.norm())
-        before, length = length, float(v.norm())
-        if length == 0.0 or not math.isfinite(length):
-            return 1.0  # a flat objective has no scale of its own, and no gradient to scale
-        if abs(length - before) < POWER_TOLERANCE * length:
-            break
-    return length
-
-
-def normal(size: int, seed: int, stream: int, part: int = 0) -> Float[Tensor, " p"]:
-    """Standard normal numbers of a part of stream ``stream``: the same whatever is drawn for the others."""
-    number = (seed * 1_000_003 + stream + 1) % 2**63
-    if part:  # generators look at 32 bits of their seed: parts are spread over these
-        number = int(np.random.SeedSequence((number, part + 1)).generate_state(1)[0])
-    generator = torch.Generator().manual_seed(number)
-    return torch.randn(size, generator=generator, dtype=torch.float64)

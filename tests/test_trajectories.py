@@ -8,7 +8,7 @@ from torch import nn
 from laplace_fiber import FixedRefinement, RefineToLevel, TrajectorySampler
 from laplace_fiber.data import TrainingData
 from laplace_fiber.refinement import Refining
-from laplace_fiber.walk import sharpness
+from laplace_fiber.sharpness import sharpness
 
 
 def walk_of(joint, training, sampler):

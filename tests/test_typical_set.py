@@ -1,6 +1,7 @@
 """The walk to the typical set, against Gaussian posteriors known in closed form."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -18,10 +19,13 @@ from laplace_fiber import (
     UniformPosition,
     typical_set_walk,
 )
+from laplace_fiber.draws import normal
 from laplace_fiber.recording import Recorder
 from laplace_fiber.refinement import Refining
+from laplace_fiber.sharpness import sharpness
 from laplace_fiber.thermal import Heat
-from laplace_fiber.walk import Walk, normal, sharpness
+from laplace_fiber.typical_set import Arrival
+from laplace_fiber.walk import Walk
 
 
 def gaussian(n: int = 30, d: int = 6, tau: float = 0.7, sigma: float = 0.5):
@@ -64,7 +68,7 @@ def test_the_walk_ends_in_the_gaussian_posterior():
     n = 1024
     sampler = typical_set_walk(n_particles=n, n_steps=5, thermal=Thermalisation(n_trajectories=8, n_leapfrog=40))
     walk, ends, joint, training, covariance, dimension = walked(sampler)
-    assert walk.effective_dimension == pytest.approx(dimension, rel=1e-6)
+    assert walk.arrival.effective_dimension == pytest.approx(dimension, rel=1e-6)
     root = torch.linalg.cholesky(covariance)
     white = torch.linalg.solve_triangular(root, (ends - joint.network.theta()).T, upper=False)
     assert float(white.mean(1).abs().max()) < 5 / math.sqrt(n)
@@ -114,7 +118,7 @@ def test_the_loss_is_counted_from_a_minimum_near_a_network_that_is_not_at_one():
     joint, training = joint_of(model, data, "regression", 0.7, 0.5)
     with joint.network.evaluation():
         walk = typical_set_walk(n_particles=200, n_steps=5).walk(joint, joint.network.theta(), training)
-    assert walk.effective_dimension == pytest.approx(dimension, rel=1e-6)
+    assert walk.arrival.effective_dimension == pytest.approx(dimension, rel=1e-6)
     assert 0.5 * dimension / 2 < walk.excess < 2 * dimension / 2
 
 
@@ -196,6 +200,49 @@ def test_batches_of_a_loader_are_not_thermalised():
     assert math.isnan(la.report.acceptance)
 
 
+ARRIVED = Arrival(
+    effective_dimension=20.0,
+    imbalance=0.01,
+    excess=9.0,
+    distance=8.0,
+    expected_distance=9.0,
+    n_data=100,
+    n_params=200,
+    exact_moves=True,
+)
+
+
+def test_a_walk_that_has_arrived_has_nothing_to_warn_of():
+    assert list(ARRIVED.warnings()) == []
+    assert str(ARRIVED).endswith("9 nats above the minimum of J, 10 expected; distance from it 8, 9 expected")
+
+
+@pytest.mark.parametrize(
+    ("differs", "message"),
+    [
+        ({"imbalance": 0.4}, "not at a minimum of J"),
+        ({"effective_dimension": 95.0, "excess": 45.0}, "about as many as there are data points"),
+        ({"effective_dimension": 190.0, "excess": 95.0, "n_data": 1000}, "no free direction"),
+        ({"excess": 21.0}, "ends 21 nats above the minimum of J, where 10 are expected: allow more"),
+        ({"excess": 1.5}, "curvature falls along the walk"),
+        ({"distance": 20.0}, "Particles end 20 from the minimum"),
+        ({"distance": 3.0}, "Particles end 3 from the minimum"),
+    ],
+)
+def test_each_assumption_that_fails_is_told(differs, message):
+    (sentence,) = replace(ARRIVED, **differs).warnings()
+    assert message in sentence
+
+
+def test_distances_from_the_minimum_are_those_of_the_gaussian():
+    walk, ends, joint, *_, covariance, _ = walked(typical_set_walk(n_particles=400, n_steps=5))
+    arrival = walk.arrival
+    assert arrival.distance == pytest.approx(float((ends - joint.network.theta()).norm(dim=1).mean()), rel=1e-4)
+    assert arrival.expected_distance == pytest.approx(float(covariance.trace().sqrt()), rel=1e-6)
+    assert arrival.exact_moves
+    assert list(arrival.warnings()) == []
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [
@@ -219,6 +266,6 @@ def test_a_flat_network_has_no_effective_parameters():
     joint, training = joint_of(model, data, "regression", tau=2.0)
     with joint.network.evaluation():
         walk = typical_set_walk(n_particles=500, n_steps=2).walk(joint, joint.network.theta(), training)
-    assert walk.effective_dimension == 0
+    assert walk.arrival.effective_dimension == 0
     variance = walk.states[:, -1].var(0)
     torch.testing.assert_close(variance, torch.full_like(variance, 0.5), rtol=0.3, atol=0)
