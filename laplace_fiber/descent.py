@@ -50,12 +50,16 @@ class Counts:
         return self.rejected / max(self.proposed, 1)
 
 
-class Level:
-    """A drift's batch with the loss on it from which excess is counted: that of the MAP, or of a minimum near it."""
+class Level(NamedTuple):
+    """A drift's batch with H Σ ℓ on it from which excess is counted, for all particles or each."""
 
-    def __init__(self, joint: LogJoint, batch: Batch, origin: Float[Tensor, " p"]) -> None:
-        self.batch = batch
-        self.data_term = joint.data_term(origin[None], batch)
+    batch: Batch
+    data_term: Float[Tensor, " #n"]
+
+    @staticmethod
+    def of(joint: LogJoint, batch: Batch, theta: Float[Tensor, " p"]) -> Level:
+        """That of some weights: the MAP, or a minimum near it."""
+        return Level(batch, joint.data_term(theta[None], batch))
 
 
 class Descent:

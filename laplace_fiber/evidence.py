@@ -26,7 +26,6 @@ from laplace_fiber.data import TrainingData
 from laplace_fiber.distributed import Ranks
 from laplace_fiber.effective_dimension import EffectiveDimension, effective_dimension
 from laplace_fiber.log_joint import LogJoint, log_normaliser
-from laplace_fiber.sharpness import sharpness
 from laplace_fiber.typical_set import AT_MINIMUM, SATURATED, minimum_near
 
 ROUNDS, TOLERANCE = 30, 0.01
@@ -148,8 +147,7 @@ def maximise_evidence(joint: LogJoint, theta: Float[Tensor, " p"], data: Trainin
         converged = max(abs(math.log(change[0])), 2 * abs(math.log(change[1]))) < TOLERANCE
         if converged or rounds == ROUNDS or not data.full:
             break
-        batch = data.everything()
-        theta = minimum_near(theta, joint, batch, 1 / sharpness(joint, theta, batch, seed))
+        theta = minimum_near(theta, joint, data.everything())
         losses = joint.unit_losses(theta, data.epoch())
     data.restart()
     scale = 1 / (change[0] ** 0.5 * change[1])

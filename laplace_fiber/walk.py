@@ -23,6 +23,7 @@ from laplace_fiber.gradients import RECORD_AFTER, evaluation_group
 from laplace_fiber.log_joint import LogJoint
 from laplace_fiber.recording import Recorder
 from laplace_fiber.refinement import RefineToTypicalSet
+from laplace_fiber.settling import Settling
 from laplace_fiber.sharpness import sharpness
 from laplace_fiber.subspace import StreamingBasis
 from laplace_fiber.thermal import Heat, Thermalisation
@@ -81,6 +82,7 @@ class Walk:
         self.joint = joint
         self.descent = Descent(joint, settings.refinement, settings.descent, self.recorder)
         self.acceptance = math.nan
+        self.settled: tuple[float, float] | None = None
         if settings.thermal and not data.full:
             warnings.warn(
                 "thermal: expected batch='full', got batches of a loader, whose gradients are not exact; the walk's "
@@ -90,7 +92,7 @@ class Walk:
         self.normal = origin.new_tensor([float(normal(1, settings.seed, i, LEVELS)) for i in range(n)[self.own]])
         self.typical: TypicalSet | None = None
         if isinstance(settings.refinement, RefineToTypicalSet):
-            self.typical = TypicalSet.near(origin, joint, data, batch, eta, settings.seed)
+            self.typical = TypicalSet.near(origin, joint, data, batch, settings.seed)
         self.identity = {
             "settings": [f"{f.name}={getattr(settings, f.name)}" for f in fields(settings) if f.name not in IMMATERIAL],
             "n_data": data.n_data,
@@ -102,7 +104,7 @@ class Walk:
         self.group = settings.chunk_size or joint.chunk_size or 0
         self._load()
         self.group = max(1, min(self.group or evaluation_group(joint, self.theta, batch), own))
-        self._level_of: tuple[Batch, Level] | None = None
+        self._level_of: Level | None = None
 
     def run(self, progress_bar: bool) -> dict[str, Any]:
         """Walk to the end; the fields of :class:`~laplace_fiber.trajectories.Trajectories`."""
@@ -116,10 +118,14 @@ class Walk:
                 self._drift()
                 if self.t == n_steps and thermal:
                     self._thermalise(thermal, bar)
+                elif self.t == n_steps and self.typical and not self.data.full:
+                    self._settle(self.typical.dimension.total)
                 self._keep()
                 self._save()
-                if self.settings.compile is None and self.t == 1 and self.group > 1:
-                    self._compile_if_long((time.monotonic() - started) * (n_steps - 1))
+                expected_seconds = (time.monotonic() - started) * (n_steps - 1)
+                first = self.settings.compile is None and self.t == 1 and self.group > 1
+                if first and expected_seconds > WORTH_COMPILING:
+                    self.recorder = self.descent.recorder = Recorder(after=0, compiled=True)
                 bar.update()
                 bar.set_postfix(
                     objective=f"{float(self.objective[-1].mean()):.4g}",
@@ -161,6 +167,21 @@ class Walk:
                 self.descent.counts.evaluated += len(rows) * (thermal.n_leapfrog + 1)
             bar.update()
 
+    def _settle(self, dimension: float) -> None:
+        """Bring particles that were refined on single batches to their levels on all data."""
+        # Where a drift ended with shorter steps than at the MAP, curvature is higher.
+        step_size = self.eta.clamp(max=self.settings.step_size or 1.0 / self.sharpness)
+        settling = Settling(self.joint, self.recorder, self.settings.refinement, self.theta, step_size, dimension)
+        for _ in settling.rounds():
+            level = self._level(self.data.next_batch())
+            for rows in self._alive():
+                self.theta[rows], stepped = settling.settled(rows, self.theta[rows], self.normal[rows], level)
+                self.descent.counts.evaluated += stepped
+        alive = self.lost_at > self.settings.n_steps
+        figures = (settling.excess[alive], settling.errors[alive].square())
+        *sums, count = self.ranks.sum(*(float(f.sum()) for f in figures), float(alive.sum()))
+        self.settled = sums[0] / max(count, 1), (sums[1] / max(count, 1)) ** 0.5
+
     def _alive(self) -> Iterator[Tensor]:
         """Groups of the particles that are not lost."""
         alive = (self.lost_at > self.settings.n_steps).nonzero().flatten()
@@ -181,14 +202,10 @@ class Walk:
 
     def _level(self, batch: Batch) -> Level:
         # The whole data set is one and the same batch at every drift.
-        if self._level_of is None or self._level_of[0] is not batch:
+        if self._level_of is None or self._level_of.batch is not batch:
             centre = self.typical.centre if self.typical else self.origin
-            self._level_of = batch, Level(self.joint, batch, centre)
-        return self._level_of[1]
-
-    def _compile_if_long(self, expected_seconds: float) -> None:
-        if expected_seconds > WORTH_COMPILING:
-            self.recorder = self.descent.recorder = Recorder(after=0, compiled=True)
+            self._level_of = Level.of(self.joint, batch, centre)
+        return self._level_of
 
     def _save(self) -> None:
         checkpoint, n = self.settings.checkpoint, self.settings.n_particles
@@ -204,6 +221,7 @@ class Walk:
             "coordinates": self.coordinates,
             "objective": self.objective,
             "acceptance": self.acceptance,
+            "settled": self.settled,
             "counts": list(astuple(self._counts())),
             "calls": list(self.recorder.calls.items()),
         }
@@ -220,14 +238,16 @@ class Walk:
         for name in ("theta", "value", "eta", "lost_at"):
             getattr(self, name).copy_(state[name][self.own])
         self.t, self.coordinates, self.objective = state["t"], state["coordinates"], state["objective"]
-        self.group, self.acceptance = state["group"], state["acceptance"]
+        self.group, self.acceptance, self.settled = state["group"], state["acceptance"], state["settled"]
         self.recorder.calls = dict(state["calls"])
         if self.ranks.first:
             self.descent.counts = Counts(*state["counts"])
         self.data.skip_to(*state["position"])
 
     def _excess(self) -> float:
-        """Mean over the particles at the walk's end, on its last batch."""
+        """Mean over the particles at the walk's end, on its last batch if they have not settled on many."""
+        if self.settled:
+            return self.settled[0]
         level = self._level(self.data.next_batch())
         terms = [self.joint.data_term(self.theta[rows], level.batch) for rows in self._alive()]
         mine = torch.cat(terms) - level.data_term if terms else self.value[:0]
@@ -239,17 +259,8 @@ class Walk:
             return None
         alive = self.theta[self.lost_at > self.settings.n_steps]
         total, count = self.ranks.sum(float((alive - self.typical.centre).norm(dim=1).sum()), len(alive))
-        radius, p = float((1 / self.joint.prior_precision.expand(len(self.origin))).sum().sqrt()), len(self.origin)
-        return Arrival(
-            effective_dimension=self.typical.dimension.total,
-            imbalance=self.typical.imbalance,
-            excess=excess,
-            distance=total / max(count, 1),
-            expected_distance=radius * max(1 - self.typical.dimension.total / p, 0.0) ** 0.5,
-            n_data=self.joint.n_data,
-            n_params=p,
-            exact_moves=self.settings.thermal is not None and self.data.full,
-        )
+        error, moved = self.settled[1] if self.settled else 0.0, self.settings.thermal is not None and self.data.full
+        return self.typical.arrival(self.joint, excess, error, total / max(count, 1), moved)
 
     def _counts(self) -> Counts:
         """Of all ranks."""

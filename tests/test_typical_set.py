@@ -8,6 +8,7 @@ import torch
 from problems import FAST, classifier, joint_of, linear_regression, loader
 from scipy import stats
 from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
 
 from laplace_fiber import (
     Checkpoint,
@@ -19,6 +20,7 @@ from laplace_fiber import (
     UniformPosition,
     typical_set_walk,
 )
+from laplace_fiber.data import TrainingData
 from laplace_fiber.draws import normal
 from laplace_fiber.recording import Recorder
 from laplace_fiber.refinement import Refining
@@ -191,6 +193,34 @@ def test_an_interrupted_walk_goes_on_to_the_same_ends(tmp_path, monkeypatch):
     assert resumed.gradient_evaluations == whole.gradient_evaluations
 
 
+def test_on_batches_particles_settle_at_their_levels_on_all_data():
+    """Refinement on single batches leaves them several times too high."""
+    generator, n, d, tau, sigma = torch.Generator().manual_seed(0), 400, 10, 1.0, 0.5
+    x = torch.randn(n, d, generator=generator, dtype=torch.float64) * torch.logspace(0, -1.5, d, dtype=torch.float64)
+    y = x.sum(1, keepdim=True) + sigma * torch.randn(n, 1, generator=generator, dtype=torch.float64)
+    precision = x.T @ x / sigma**2 + tau * torch.eye(d, dtype=torch.float64)
+    model = nn.Linear(d, 1, bias=False).double()
+    with torch.no_grad():
+        model.weight.copy_(torch.linalg.solve(precision, x.T @ y / sigma**2).T)
+    joint, everything = joint_of(model, loader(x, y, 100), "regression", tau, sigma)
+    streamed = TrainingData(DataLoader(TensorDataset(x, y), 50, shuffle=True), x.device, "loader")
+    theta = joint.network.theta()
+    sampler = typical_set_walk(n_particles=64, thermal=None)
+    with joint.network.evaluation():
+        walk = sampler.walk(joint, theta, streamed)
+        batch = everything.everything()
+        excess = joint.data_term(walk.states[:, -1], batch) - joint.data_term(theta[None], batch)
+        unsettled = joint.data_term(walk.states[:, -2], batch) - joint.data_term(theta[None], batch)
+    half = walk.arrival.expected_excess
+    assert float(unsettled.mean()) > 3 * half
+    assert 0.6 * half < float(excess.mean()) < 1.5 * half
+    assert 0.4 * half**0.5 < float(excess.std()) < 2 * half**0.5  # the spread of ½ χ²
+    assert 0 < walk.arrival.excess_error < half
+    assert abs(walk.excess - float(excess.mean())) < 3 * walk.arrival.excess_error
+    assert "±" in str(walk.arrival)
+    assert "no Hamiltonian moves" in str(walk.arrival)
+
+
 def test_batches_of_a_loader_are_not_thermalised():
     model, data = classifier()
     sampler = typical_set_walk(n_particles=4, n_steps=2, batch="loader")
@@ -204,6 +234,7 @@ ARRIVED = Arrival(
     effective_dimension=20.0,
     imbalance=0.01,
     excess=9.0,
+    excess_error=0.0,
     distance=8.0,
     expected_distance=9.0,
     n_data=100,
