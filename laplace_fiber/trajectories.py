@@ -118,7 +118,8 @@ class TrajectorySampler:
         ``"plain"`` keeps η (the paper's descent). ``"monotone"`` takes back steps that raise the objective and halves
         that particle's η, and lengthens η by a tenth after others. ``"spectral"`` also takes back such steps, and sets
         each particle's η by the two formulas of Barzilai and Borwein (1988) in turn, which serves ill-conditioned
-        objectives with far fewer steps.
+        objectives with far fewer steps. ``"quasi-newton"`` (L-BFGS, from what a particle's steps since the drift have
+        told of the curvature) takes up to half as many again.
     batch
         Data behind each refinement: ``"full"``, the ``"loader"``'s batches (one per drift, so that a step is judged on
         the batch it was computed on), or ``"auto"``: full up to 10,000 points.
@@ -173,7 +174,8 @@ class TrajectorySampler:
                 raise ValueError(f"{name}: expected a positive number or None, got {value}.")
         if self.lengths not in ("fixed", "prior"):
             raise ValueError(f"lengths: expected 'fixed' or 'prior', got {self.lengths!r}.")
-        for name, choices in (("batch", ("auto", "full", "loader")), ("descent", ("plain", "monotone", "spectral"))):
+        kinds = ("plain", "monotone", "spectral", "quasi-newton")
+        for name, choices in (("batch", ("auto", "full", "loader")), ("descent", kinds)):
             if getattr(self, name) not in choices:
                 raise ValueError(f"{name}: expected one of {choices}, got {getattr(self, name)!r}.")
         if self.autocast not in (None, torch.bfloat16, torch.float16):
@@ -201,7 +203,8 @@ class TrajectorySampler:
         Peak memory beside the network and one group's forward and backward passes, in numbers of the size of a weight:
         n·T·p for the basis (half of it above 2 GiB; none for ``basis=BasisStorage(directory=...)``), 3·n·p for
         positions, drifts and displacements (n being this process's particles, plus n·p for all of them when
-        distributed), 9·g·p for a group of g particles. A fit adds about 20·(n·T)² for coordinates and autoencoder.
+        distributed), 9·g·p for a group of g particles (25·g·p
+        for ``descent="quasi-newton"``). A fit adds about 20·(n·T)² for coordinates and autoencoder.
 
         Raises
         ------
@@ -231,6 +234,7 @@ def typical_set_walk(**settings: Any) -> TrajectorySampler:
         "n_steps": 10,
         "lengths": "prior",
         "refinement": RefineToTypicalSet(),
+        "descent": "quasi-newton",
         "thermal": Thermalisation(),
     }
     return TrajectorySampler(**preset | settings)
