@@ -62,12 +62,14 @@ class Fitted:
     """A fitted method.
 
     ``predict`` maps inputs (b, d) to a prediction, the same one at each call. ``fit_seconds`` covers the fit and the
-    choice of the prior precision. ``info`` tells what was chosen and at what cost.
+    choice of the prior precision. ``info`` tells what was chosen and at what cost. ``sigma`` is the targets'
+    noise, where the method has chosen its own.
     """
 
     predict: Callable[[Tensor], Prediction]
     fit_seconds: float
     info: dict[str, Any] = field(default_factory=dict)
+    sigma: float | None = None
 
 
 class Method(Protocol):

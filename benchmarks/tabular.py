@@ -68,6 +68,7 @@ def results(run: Run, method: Method) -> dict[str, Any]:
     sigma = noise_scale(model, dataset)
     environment.reset_peak_memory()
     fitted = method(model, dataset, sigma, run.seed, run.effort)
+    sigma = fitted.sigma or sigma
     measured = scores_and_times(fitted, dataset, sigma)
     settings = {"sigma_noise": sigma, "training": asdict(training_of(run)), "effort": asdict(run.effort), **fitted.info}
     return {**data_of(dataset), **measured, "peak_memory_mib": environment.peak_memory_mib(), "settings": settings}

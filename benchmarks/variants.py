@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import functools
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from torch import nn
@@ -60,6 +60,8 @@ VARIANTS = {
     "typical": Variant(typical_set=True),
     "typical-states": Variant(typical_set=True, posterior="states"),
     "typical-cold": Variant({"thermal": None}, typical_set=True),
+    "evidence": Variant({"evidence": True}),
+    "typical-evidence": Variant({"evidence": True}, typical_set=True),
     "typical-precision-0.1": Variant(typical_set=True, prior_precision=0.1),
     "typical-precision-10": Variant(typical_set=True, prior_precision=10.0),
 }
@@ -83,7 +85,7 @@ def fit_variant(
     )
     fitted = fit_posterior(la, weight_sampler(la, seed, effort), dataset, choose=lambda: None)
     fitted.info.update(fiber_info(la))
-    return fitted
+    return replace(fitted, sigma=float(la.sigma_noise)) if la.sampler.evidence else fitted
 
 
 VARIANT_METHODS: dict[str, Method] = {

@@ -12,11 +12,12 @@ from torch import Tensor
 
 from laplace_fiber.data import Batch
 from laplace_fiber.gradients import recorded_evaluation
-from laplace_fiber.log_joint import WHOLE_ELEMENTS, LogJoint
+from laplace_fiber.log_joint import WHOLE_ELEMENTS, Evaluation, LogJoint
+from laplace_fiber.quasi_newton import CurvatureMemory
 from laplace_fiber.recording import Function, Recorder
 from laplace_fiber.refinement import Refinement, Refining
 
-DescentKind: TypeAlias = Literal["plain", "monotone", "spectral"]
+DescentKind: TypeAlias = Literal["plain", "monotone", "spectral", "quasi-newton"]
 
 STEP_GROWTH = 1.1
 STEP_SHRINKAGE = {"monotone": 0.5, "spectral": 0.25}
@@ -50,12 +51,16 @@ class Counts:
         return self.rejected / max(self.proposed, 1)
 
 
-class Level:
-    """A drift's batch with the loss on it from which excess is counted: that of the MAP, or of a minimum near it."""
+class Level(NamedTuple):
+    """A drift's batch with H Σ ℓ on it from which excess is counted, for all particles or each."""
 
-    def __init__(self, joint: LogJoint, batch: Batch, origin: Float[Tensor, " p"]) -> None:
-        self.batch = batch
-        self.data_term = joint.data_term(origin[None], batch)
+    batch: Batch
+    data_term: Float[Tensor, " #n"]
+
+    @staticmethod
+    def of(joint: LogJoint, batch: Batch, theta: Float[Tensor, " p"]) -> Level:
+        """That of some weights: the MAP, or a minimum near it."""
+        return Level(batch, joint.data_term(theta[None], batch))
 
 
 class Descent:
@@ -96,6 +101,7 @@ class Descent:
         now = self._evaluated(level.batch, theta, eta)
         self.counts.evaluated += len(theta)
         self._spare = [torch.empty_like(theta)] if theta.numel() > WHOLE_ELEMENTS else []
+        memory = CurvatureMemory(theta) if self.kind == "quasi-newton" else None
         parities = [torch.tensor(short, device=theta.device) for short in (True, False)]
         for step in range(self.refinement.max_steps):
             excess = now.data_term - level.data_term
@@ -104,12 +110,36 @@ class Descent:
             n_active = int(active.sum())
             if n_active == 0:
                 break
-            now = self._stepped(level.batch, now, active, n_active, parities[step % 2])
+            if memory:
+                self._step_by_memory(level.batch, now, active.nonzero().flatten(), memory)
+            else:
+                now = self._stepped(level.batch, now, active, n_active, parities[step % 2])
         return now
 
     def _evaluated(self, batch: Batch, theta: Tensor, eta: Tensor) -> Particles:
         value, grad, data_term = recorded_evaluation(self.joint, self.recorder, theta, batch)
         return Particles(theta, value, data_term, grad, eta, _finite(value, grad))
+
+    def _step_by_memory(self, batch: Batch, now: Particles, rows: Tensor, memory: CurvatureMemory) -> None:
+        """A quasi-Newton step of the particles of these rows, in place."""
+        theta, value, grad, eta = now.theta[rows], now.value[rows], now.grad[rows], now.eta[rows]
+        share, more = memory.share[rows], _padding(len(rows), len(now.theta))
+        proposal = theta - share[:, None] * memory.direction(rows, grad, eta)
+        padded = torch.cat([proposal, proposal[:1].expand(more, -1)]) if more else proposal
+        found = Evaluation(*(c[: len(rows)] for c in recorded_evaluation(self.joint, self.recorder, padded, batch)))
+        sound = _finite(found.value, found.grad)
+        accepted = sound & (found.value <= value)
+        bent, scale = memory.add(rows, proposal - theta, found.grad - grad, sound)
+        now.eta[rows] = torch.where(bent, scale, eta)
+        # A step that was taken back has mostly told more of the curvature.
+        memory.share[rows] = torch.where(accepted, 1.0, share * torch.where(bent, 0.5, 0.25))
+        kept = rows[accepted]
+        for whole, column in ((now.theta, proposal), (now.value, found.value), (now.grad, found.grad)):
+            whole[kept] = column[accepted]
+        now.data_term[kept] = found.data_term[accepted]
+        self.counts.evaluated += len(rows)
+        self.counts.proposed += len(rows)
+        self.counts.rejected += len(rows) - len(kept)
 
     def _stepped(self, batch: Batch, now: Particles, active: Tensor, n_active: int, short: Tensor) -> Particles:
         """One step of the active particles."""
@@ -176,12 +206,17 @@ def _padded(active: Bool[Tensor, " n"], n_active: int) -> Tensor | None:
 
     Recorded steps have fixed shapes: a few sizes keep their number small.
     """
-    unit = max(1, len(active) // 8)
-    size = -(-n_active // unit) * unit
-    if size >= len(active):
+    more = _padding(n_active, len(active))
+    if n_active + more >= len(active):
         return None
     rows = active.nonzero().flatten()
-    return torch.cat([rows, rows[:1].expand(size - n_active)])
+    return torch.cat([rows, rows[:1].expand(more)])
+
+
+def _padding(n_active: int, n: int) -> int:
+    """Rows up to the next of eight sizes, at most n."""
+    unit = max(1, n // 8)
+    return min(-(-n_active // unit) * unit, n) - n_active
 
 
 def _finite(value: Float[Tensor, " n"], grad: Float[Tensor, "n p"]) -> Bool[Tensor, " n"]:

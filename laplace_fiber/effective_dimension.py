@@ -74,6 +74,11 @@ class EffectiveDimension:
         known = shrunk(self.values.double() * scale**2).sum()
         return float(known + (self.tail_weights * shrunk(self.tail_values * scale**2)).sum())
 
+    def log_determinant(self, scale: float) -> float:
+        """Σ log(1 + λ s²), log det(I + D G D) for the prior precision τ/s²: an estimate where not all λ are known."""
+        known = torch.log1p(self.values.double() * scale**2).sum()
+        return float(known + (self.tail_weights * torch.log1p(self.tail_values * scale**2)).sum())
+
     def __str__(self) -> str:
         error = "" if self.exact else f" ± {self.error:.2g}"
         source = "all eigenvalues" if self.exact else f"{len(self.values)} eigenvalues, the rest by random probes"

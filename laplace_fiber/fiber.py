@@ -121,10 +121,15 @@ backend, backend_kwargs, asdl_fisher_kwargs
     def _fit(self, theta: Float[Tensor, " p"], joint: LogJoint, data: TrainingData, progress_bar: bool) -> None:
         """Walk, find the walk's subspace, and train the autoencoder; then write :attr:`report`."""
         walk = self.sampler.walk(replace(joint, autocast=self.sampler.autocast), theta, data, progress_bar)
+        chosen = walk.evidence
+        joint = chosen.applied_to(joint) if chosen else joint
         ranks = Ranks(self.sampler.distributed)
         lines = self.autoencoder.fit(walk.coordinates, progress_bar and ranks.first)
         ranks.share_first([walk.coordinates, *lines.tensors()])
         self.report = report_on(replace(joint, chunk_size=walk.group_size), walk, lines, data)
+        if chosen:
+            self.prior_precision = self.prior_precision * chosen.precision_factor
+            self.sigma_noise = self.sigma_noise.detach() * chosen.noise_factor
         self.diagnostics = {
             "gradient_evaluations": walk.gradient_evaluations * len(walk.coordinates),
             "rejected_share": walk.rejected_share,
@@ -199,7 +204,11 @@ backend, backend_kwargs, asdl_fisher_kwargs
     def settle_prior_precision(self) -> None:
         """Walk again if the chosen precision asks for a longer walk and the training data are at hand."""
         if self._data is not None and self._require_fit().missing_reach(self.prior_precision_diag) > 1:
-            self.fit(self._data.loader)
+            asked, self.sampler = self.sampler, replace(self.sampler, evidence=False)  # it has been chosen
+            try:
+                self.fit(self._data.loader)
+            finally:
+                self.sampler = asked
 
     def distinct_prior_precisions(self, grid: Float[Tensor, " g"]) -> Float[Tensor, " h"]:
         """The grid's values above the one at fit (by prior radius): a lower one needs a new, longer walk."""

@@ -7,16 +7,18 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import torch
-from jaxtyping import Float
 from torch import Tensor
 
-from laplace_fiber.data import Batch, TrainingData
+from laplace_fiber.balance import balance
+from laplace_fiber.data import TrainingData
+from laplace_fiber.evidence import EvidenceChoice
 from laplace_fiber.latent import LatentLines
 from laplace_fiber.log_joint import LogJoint
 from laplace_fiber.measured import Measured
 from laplace_fiber.paths import WalkCurves
 from laplace_fiber.recording import Recorder
 from laplace_fiber.trajectories import Trajectories
+from laplace_fiber.typical_set import Arrival
 
 POINTS, FEWEST = 1000, 64
 """The report's losses are measured on the first loader batches holding this many training points: the first number,
@@ -67,11 +69,14 @@ class FitReport:
         The scalar τ at which the trained weights are closest to a minimum of J; None if no positive one is.
     common_displacement
         Mean displacement of all particles over the reach; independent drifts leave about 1/√n_particles.
-    excess, effective_dimension
-        Mean excess of the negative log-likelihood at the walk's end, in nats, and for a walk to the typical set the
-        effective number of parameters, half of which is the excess to expect.
+    excess
+        Mean excess of the negative log-likelihood at the walk's end, in nats.
     acceptance
         Of the last trajectory of a thermalisation; NaN without one.
+    arrival
+        For a walk to the typical set: where it ends, and where it should.
+    evidence
+        What ``evidence=True`` has chosen; None without it.
     """
 
     objective_map: float
@@ -96,19 +101,15 @@ class FitReport:
     balanced_prior_precision: float | None
     common_displacement: float
     excess: float = math.nan
-    effective_dimension: float | None = None
     acceptance: float = math.nan
+    arrival: Arrival | None = None
+    evidence: EvidenceChoice | None = None
     warnings: tuple[str, ...] = field(default=())
 
     @property
     def nll_increase(self) -> float:
         """Mean loss along the walk minus the MAP's."""
         return sum(self.nll_walk) / len(self.nll_walk) - self.nll_map
-
-    @property
-    def expected_excess(self) -> float | None:
-        """Half the effective number of parameters."""
-        return None if self.effective_dimension is None else 0.5 * self.effective_dimension
 
     @property
     def decoded_gap(self) -> float:
@@ -151,12 +152,8 @@ class FitReport:
                 f"{1 - self.acceptance:.0%} of the last Hamiltonian trajectories were rejected: particles have not "
                 "reached the typical set; allow more trajectories (thermal), or use a float64 model."
             )
-        expected = self.expected_excess
-        if expected is not None and self.excess > 2 * max(expected, 1.0):
-            found.append(
-                f"The walk ends {self.excess:.3g} nats above the minimum of J, where {expected:.3g} are expected: "
-                "allow more refinement steps or drifts, or more trajectories (thermal)."
-            )
+        for part in (self.arrival, self.evidence):
+            found += part.warnings() if part else ()
         return found + list(self.warnings)
 
     def __str__(self) -> str:
@@ -178,11 +175,7 @@ class FitReport:
             f"  trained weights: gradient norm {self.gradient_norm:.3g} (imbalance {self.gradient_imbalance:.2f}), "
             f"particles' common displacement {self.common_displacement:.2f} of the reach",
         ]
-        if self.expected_excess is not None:
-            lines.append(
-                f"  effective parameters {self.effective_dimension:.3g}: training loss at the walk's end "
-                f"{self.excess:.3g} nats above the minimum of J, {self.expected_excess:.3g} expected"
-            )
+        lines += [f"  {part}" for part in (self.evidence, self.arrival) if part]
         if not math.isnan(self.acceptance):
             lines.append(f"  Hamiltonian moves at its end: acceptance {self.acceptance:.2f}")
         return "\n".join(lines + [f"  ! {sentence}" for sentence in self.advice()])
@@ -208,7 +201,7 @@ def report_on(joint: LogJoint, walk: Trajectories, lines: LatentLines, data: Tra
     everyone = torch.arange(len(states), device=states.device).repeat_interleave(last + 1)
     knots = torch.linspace(0, 1, last + 1, device=states.device, dtype=states.dtype).repeat(len(states))
     missed = (lines.coordinates(everyone, knots) - states.flatten(0, 1)).square().sum(-1).mean()
-    imbalance, balanced = _balance(joint, origin, data.some(_between(FEWEST, gone_through / 10, data.n_data)))
+    imbalance, balanced = balance(joint, origin, data.some(_between(FEWEST, gone_through / 10, data.n_data)))
     lost = int((walk.lost_at <= last).sum())
     return FitReport(
         objective_map=float(trained.objective),
@@ -233,8 +226,9 @@ def report_on(joint: LogJoint, walk: Trajectories, lines: LatentLines, data: Tra
         balanced_prior_precision=balanced,
         common_displacement=walk.common_displacement,
         excess=walk.excess,
-        effective_dimension=walk.effective_dimension,
         acceptance=walk.acceptance,
+        arrival=walk.arrival,
+        evidence=walk.evidence,
         warnings=tuple(_warnings(walk, imbalance, balanced, lost, len(states))),
     )
 
@@ -261,20 +255,6 @@ def _warnings(
             f"{lost} of {n_particles} particles met an objective that was not finite and stopped at their last good "
             "state: use a shorter reach, a larger prior_precision, or a float64 model."
         )
-
-
-def _balance(joint: LogJoint, origin: Float[Tensor, " p"], batch: Batch) -> tuple[float, float | None]:
-    """How far the MAP is from balancing data and prior gradients, and the scalar τ that balances them best."""
-    gradient = torch.zeros_like(origin)
-    for block in batch.blocks:
-        part = Batch([block], len(block[1]))
-        gradient += joint.value_and_grad(origin[None], part)[1][0] * (joint.n_data * part.size / batch.size)
-    offset = origin - joint.prior_mean
-    prior = joint.prior_precision * offset
-    likelihood = gradient - prior
-    imbalance = gradient.norm() / (likelihood.norm() + prior.norm()).clamp(min=1e-30)
-    best = -(likelihood @ offset) / offset.square().sum().clamp(min=1e-30)
-    return float(imbalance), float(best) if best > 0 else None
 
 
 def _between(least: int, wanted: float, most: int) -> int:

@@ -18,11 +18,15 @@ from torch import Tensor
 from laplace_fiber.checkpoint import Checkpoint
 from laplace_fiber.data import TrainingData
 from laplace_fiber.descent import DescentKind
+from laplace_fiber.distributed import Ranks
+from laplace_fiber.draws import normal
+from laplace_fiber.evidence import EvidenceChoice, maximise_evidence
 from laplace_fiber.log_joint import LogJoint
 from laplace_fiber.refinement import Refinement, RefineToLevel, RefineToTypicalSet
 from laplace_fiber.subspace import BasisStorage, Subspace
 from laplace_fiber.thermal import Thermalisation
-from laplace_fiber.walk import Walk, normal
+from laplace_fiber.typical_set import Arrival
+from laplace_fiber.walk import Walk
 
 
 @dataclass(frozen=True)
@@ -54,14 +58,16 @@ class Trajectories:
         How many particles were evaluated together.
     acceptance
         Of the last trajectory of the thermalisation, mean over particles; NaN without one.
-    effective_dimension
-        Effective number of parameters that the walk's levels were drawn with; None for other refinements.
     excess
         Mean of H Σ ℓ at the walk's end over that at the MAP (for :class:`RefineToTypicalSet`: at the minimum of J near
         it), in nats; on the batch that follows the last one.
     common_displacement
         Length of the mean displacement of all particles at the walk's end, as a share of the reach. Independent drifts
         leave about 1/√n; more is a pull that all particles share, such as that of a network not at a minimum of J.
+    arrival
+        For :class:`RefineToTypicalSet`: where the particles are, and where they should be. None otherwise.
+    evidence
+        What ``evidence=True`` has chosen: the walk's objective is that with these factors. None without it.
     """
 
     subspace: Subspace
@@ -75,9 +81,10 @@ class Trajectories:
     gradient_norm: float
     group_size: int
     acceptance: float
-    effective_dimension: float | None
     excess: float
     common_displacement: float
+    arrival: Arrival | None
+    evidence: EvidenceChoice | None = None
 
     @property
     def states(self) -> Float[Tensor, "n t p"]:
@@ -111,7 +118,8 @@ class TrajectorySampler:
         ``"plain"`` keeps η (the paper's descent). ``"monotone"`` takes back steps that raise the objective and halves
         that particle's η, and lengthens η by a tenth after others. ``"spectral"`` also takes back such steps, and sets
         each particle's η by the two formulas of Barzilai and Borwein (1988) in turn, which serves ill-conditioned
-        objectives with far fewer steps.
+        objectives with far fewer steps. ``"quasi-newton"`` (L-BFGS, from what a particle's steps since the drift have
+        told of the curvature) takes up to half as many again.
     batch
         Data behind each refinement: ``"full"``, the ``"loader"``'s batches (one per drift, so that a step is judged on
         the batch it was computed on), or ``"auto"``: full up to 10,000 points.
@@ -120,6 +128,10 @@ class TrajectorySampler:
         by rounding only.
     seed
         Particle i draws its direction from ``seed`` and i alone.
+    evidence
+        Choose the scale of the prior precision, and in regression that of the noise, before the walk: those with the
+        largest Laplace evidence around a minimum of J near the trained weights. The fitted posterior carries them, and
+        its report says what was chosen. Precisions per layer or weight and noises per output keep their ratios.
     compile
         Run steps through ``torch.compile``: several times faster for small networks, after a compilation of up to a
         minute. ``None`` does so when the first drift shows that the walk will take more than ten minutes and particles
@@ -145,6 +157,7 @@ class TrajectorySampler:
     batch: Literal["auto", "full", "loader"] = "auto"
     chunk_size: int | None = None
     seed: int = 0
+    evidence: bool = False
     compile: bool | None = None
     autocast: torch.dtype | None = None
     basis: BasisStorage = field(default_factory=BasisStorage)
@@ -161,7 +174,8 @@ class TrajectorySampler:
                 raise ValueError(f"{name}: expected a positive number or None, got {value}.")
         if self.lengths not in ("fixed", "prior"):
             raise ValueError(f"lengths: expected 'fixed' or 'prior', got {self.lengths!r}.")
-        for name, choices in (("batch", ("auto", "full", "loader")), ("descent", ("plain", "monotone", "spectral"))):
+        kinds = ("plain", "monotone", "spectral", "quasi-newton")
+        for name, choices in (("batch", ("auto", "full", "loader")), ("descent", kinds)):
             if getattr(self, name) not in choices:
                 raise ValueError(f"{name}: expected one of {choices}, got {getattr(self, name)!r}.")
         if self.autocast not in (None, torch.bfloat16, torch.float16):
@@ -189,7 +203,8 @@ class TrajectorySampler:
         Peak memory beside the network and one group's forward and backward passes, in numbers of the size of a weight:
         n·T·p for the basis (half of it above 2 GiB; none for ``basis=BasisStorage(directory=...)``), 3·n·p for
         positions, drifts and displacements (n being this process's particles, plus n·p for all of them when
-        distributed), 9·g·p for a group of g particles. A fit adds about 20·(n·T)² for coordinates and autoencoder.
+        distributed), 9·g·p for a group of g particles (25·g·p
+        for ``descent="quasi-newton"``). A fit adds about 20·(n·T)² for coordinates and autoencoder.
 
         Raises
         ------
@@ -200,8 +215,12 @@ class TrajectorySampler:
         MemoryError
             The basis does not fit.
         """
+        chosen = maximise_evidence(joint, origin, data, self.seed) if self.evidence else None
+        if chosen:
+            chosen = chosen.shared(Ranks(self.distributed), origin.device)
+            joint = chosen.applied_to(joint)
         walk = Walk(self, joint, origin, data)
-        return Trajectories(**walk.run(progress_bar))
+        return Trajectories(**walk.run(progress_bar), evidence=chosen)
 
 
 def typical_set_walk(**settings: Any) -> TrajectorySampler:
@@ -215,6 +234,7 @@ def typical_set_walk(**settings: Any) -> TrajectorySampler:
         "n_steps": 10,
         "lengths": "prior",
         "refinement": RefineToTypicalSet(),
+        "descent": "quasi-newton",
         "thermal": Thermalisation(),
     }
     return TrajectorySampler(**preset | settings)

@@ -9,7 +9,6 @@ from collections.abc import Iterator
 from dataclasses import astuple, fields
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -19,19 +18,19 @@ from tqdm import tqdm
 from laplace_fiber.data import Batch, TrainingData
 from laplace_fiber.descent import Counts, Descent, Level
 from laplace_fiber.distributed import Ranks, on_same_terms
+from laplace_fiber.draws import normal
 from laplace_fiber.gradients import RECORD_AFTER, evaluation_group
 from laplace_fiber.log_joint import LogJoint
 from laplace_fiber.recording import Recorder
 from laplace_fiber.refinement import RefineToTypicalSet
+from laplace_fiber.settling import Settling
+from laplace_fiber.sharpness import sharpness
 from laplace_fiber.subspace import StreamingBasis
 from laplace_fiber.thermal import Heat, Thermalisation
-from laplace_fiber.typical_set import TypicalSet
+from laplace_fiber.typical_set import Arrival, TypicalSet
 
 if TYPE_CHECKING:
     from laplace_fiber.trajectories import TrajectorySampler
-
-POWER_ITERATIONS, POWER_TOLERANCE = 20, 1e-2
-"""Hessian products that the sharpness may take, and the relative change from one to the next that ends them."""
 
 LEVELS = -1
 """Part of a particle's stream that its level is drawn from; 0 is its direction, and 1, 2, … its last trajectories."""
@@ -83,6 +82,7 @@ class Walk:
         self.joint = joint
         self.descent = Descent(joint, settings.refinement, settings.descent, self.recorder)
         self.acceptance = math.nan
+        self.settled: tuple[float, float] | None = None
         if settings.thermal and not data.full:
             warnings.warn(
                 "thermal: expected batch='full', got batches of a loader, whose gradients are not exact; the walk's "
@@ -92,7 +92,7 @@ class Walk:
         self.normal = origin.new_tensor([float(normal(1, settings.seed, i, LEVELS)) for i in range(n)[self.own]])
         self.typical: TypicalSet | None = None
         if isinstance(settings.refinement, RefineToTypicalSet):
-            self.typical = TypicalSet.near(origin, joint, data, batch, eta, settings.seed)
+            self.typical = TypicalSet.near(origin, joint, data, batch, settings.seed)
         self.identity = {
             "settings": [f"{f.name}={getattr(settings, f.name)}" for f in fields(settings) if f.name not in IMMATERIAL],
             "n_data": data.n_data,
@@ -104,7 +104,7 @@ class Walk:
         self.group = settings.chunk_size or joint.chunk_size or 0
         self._load()
         self.group = max(1, min(self.group or evaluation_group(joint, self.theta, batch), own))
-        self._level_of: tuple[Batch, Level] | None = None
+        self._level_of: Level | None = None
 
     def run(self, progress_bar: bool) -> dict[str, Any]:
         """Walk to the end; the fields of :class:`~laplace_fiber.trajectories.Trajectories`."""
@@ -118,10 +118,14 @@ class Walk:
                 self._drift()
                 if self.t == n_steps and thermal:
                     self._thermalise(thermal, bar)
+                elif self.t == n_steps and self.typical and not self.data.full:
+                    self._settle(self.typical.dimension.total)
                 self._keep()
                 self._save()
-                if self.settings.compile is None and self.t == 1 and self.group > 1:
-                    self._compile_if_long((time.monotonic() - started) * (n_steps - 1))
+                expected_seconds = (time.monotonic() - started) * (n_steps - 1)
+                first = self.settings.compile is None and self.t == 1 and self.group > 1
+                if first and expected_seconds > WORTH_COMPILING:
+                    self.recorder = self.descent.recorder = Recorder(after=0, compiled=True)
                 bar.update()
                 bar.set_postfix(
                     objective=f"{float(self.objective[-1].mean()):.4g}",
@@ -163,6 +167,21 @@ class Walk:
                 self.descent.counts.evaluated += len(rows) * (thermal.n_leapfrog + 1)
             bar.update()
 
+    def _settle(self, dimension: float) -> None:
+        """Bring particles that were refined on single batches to their levels on all data."""
+        # Where a drift ended with shorter steps than at the MAP, curvature is higher.
+        step_size = self.eta.clamp(max=self.settings.step_size or 1.0 / self.sharpness)
+        settling = Settling(self.joint, self.recorder, self.settings.refinement, self.theta, step_size, dimension)
+        for _ in settling.rounds():
+            level = self._level(self.data.next_batch())
+            for rows in self._alive():
+                self.theta[rows], stepped = settling.settled(rows, self.theta[rows], self.normal[rows], level)
+                self.descent.counts.evaluated += stepped
+        alive = self.lost_at > self.settings.n_steps
+        figures = (settling.excess[alive], settling.errors[alive].square())
+        *sums, count = self.ranks.sum(*(float(f.sum()) for f in figures), float(alive.sum()))
+        self.settled = sums[0] / max(count, 1), (sums[1] / max(count, 1)) ** 0.5
+
     def _alive(self) -> Iterator[Tensor]:
         """Groups of the particles that are not lost."""
         alive = (self.lost_at > self.settings.n_steps).nonzero().flatten()
@@ -183,14 +202,10 @@ class Walk:
 
     def _level(self, batch: Batch) -> Level:
         # The whole data set is one and the same batch at every drift.
-        if self._level_of is None or self._level_of[0] is not batch:
+        if self._level_of is None or self._level_of.batch is not batch:
             centre = self.typical.centre if self.typical else self.origin
-            self._level_of = batch, Level(self.joint, batch, centre)
-        return self._level_of[1]
-
-    def _compile_if_long(self, expected_seconds: float) -> None:
-        if expected_seconds > WORTH_COMPILING:
-            self.recorder = self.descent.recorder = Recorder(after=0, compiled=True)
+            self._level_of = Level.of(self.joint, batch, centre)
+        return self._level_of
 
     def _save(self) -> None:
         checkpoint, n = self.settings.checkpoint, self.settings.n_particles
@@ -206,6 +221,7 @@ class Walk:
             "coordinates": self.coordinates,
             "objective": self.objective,
             "acceptance": self.acceptance,
+            "settled": self.settled,
             "counts": list(astuple(self._counts())),
             "calls": list(self.recorder.calls.items()),
         }
@@ -222,19 +238,29 @@ class Walk:
         for name in ("theta", "value", "eta", "lost_at"):
             getattr(self, name).copy_(state[name][self.own])
         self.t, self.coordinates, self.objective = state["t"], state["coordinates"], state["objective"]
-        self.group, self.acceptance = state["group"], state["acceptance"]
+        self.group, self.acceptance, self.settled = state["group"], state["acceptance"], state["settled"]
         self.recorder.calls = dict(state["calls"])
         if self.ranks.first:
             self.descent.counts = Counts(*state["counts"])
         self.data.skip_to(*state["position"])
 
     def _excess(self) -> float:
-        """Mean over the particles at the walk's end, on its last batch."""
+        """Mean over the particles at the walk's end, on its last batch if they have not settled on many."""
+        if self.settled:
+            return self.settled[0]
         level = self._level(self.data.next_batch())
         terms = [self.joint.data_term(self.theta[rows], level.batch) for rows in self._alive()]
         mine = torch.cat(terms) - level.data_term if terms else self.value[:0]
         total, count = self.ranks.sum(float(mine.sum()), len(mine))
         return total / max(count, 1)
+
+    def _arrival(self, excess: float) -> Arrival | None:
+        if self.typical is None:
+            return None
+        alive = self.theta[self.lost_at > self.settings.n_steps]
+        total, count = self.ranks.sum(float((alive - self.typical.centre).norm(dim=1).sum()), len(alive))
+        error, moved = self.settled[1] if self.settled else 0.0, self.settings.thermal is not None and self.data.full
+        return self.typical.arrival(self.joint, excess, error, total / max(count, 1), moved)
 
     def _counts(self) -> Counts:
         """Of all ranks."""
@@ -242,7 +268,7 @@ class Walk:
 
     def _result(self) -> dict[str, Any]:
         n, rank = self.settings.n_particles, self.basis.rank
-        counts = self._counts()
+        counts, excess = self._counts(), self._excess()
         padded = [functional.pad(c, (0, rank - c.shape[1])) for c in self.coordinates]
         coordinates = torch.stack([torch.zeros_like(padded[0]), *padded], 1)
         return {
@@ -257,9 +283,9 @@ class Walk:
             "gradient_norm": self.joint.n_data * float(self.gradient.norm()),
             "group_size": self.group,
             "acceptance": self.acceptance,
-            "effective_dimension": self.typical.dimension.total if self.typical else None,
-            "excess": self._excess(),
+            "excess": excess,
             "common_displacement": float(coordinates[:, -1].mean(0).norm()) / self.reach,
+            "arrival": self._arrival(excess),
         }
 
 
@@ -271,27 +297,3 @@ def _start(joint: LogJoint, origin: Tensor, batch: Batch) -> tuple[Float[Tensor,
             "point (or a gradient that is not finite); check the data for NaN and the network for divergence."
         )
     return value[0], gradient[0]
-
-
-def sharpness(joint: LogJoint, theta: Float[Tensor, " p"], batch: Batch, seed: int = 0) -> float:
-    """λ_max(∇²J(θ)/n_data) in absolute value, by power iteration with Hessian-vector products."""
-    product = joint.hessian_product(theta, batch)
-    v = normal(theta.numel(), seed, -1).to(theta)
-    length = 0.0
-    for _ in range(POWER_ITERATIONS):
-        v = product(v / v.norm())
-        before, length = length, float(v.norm())
-        if length == 0.0 or not math.isfinite(length):
-            return 1.0  # a flat objective has no scale of its own, and no gradient to scale
-        if abs(length - before) < POWER_TOLERANCE * length:
-            break
-    return length
-
-
-def normal(size: int, seed: int, stream: int, part: int = 0) -> Float[Tensor, " p"]:
-    """Standard normal numbers of a part of stream ``stream``: the same whatever is drawn for the others."""
-    number = (seed * 1_000_003 + stream + 1) % 2**63
-    if part:  # generators look at 32 bits of their seed: parts are spread over these
-        number = int(np.random.SeedSequence((number, part + 1)).generate_state(1)[0])
-    generator = torch.Generator().manual_seed(number)
-    return torch.randn(size, generator=generator, dtype=torch.float64)

@@ -137,6 +137,19 @@ def test_at_a_share_is_the_number_for_the_narrower_prior(limit):
     assert result.at(0.0) == 0
 
 
+@pytest.mark.parametrize(("limit", "tolerance"), [(3000, 1e-8), (0, 0.05)], ids=["dense", "lanczos"])
+def test_the_determinant_is_that_of_the_dense_matrix(limit, tolerance):
+    model, data = classifier()
+    joint, training = joint_of(model, data, "classification", 0.3)
+    la = FiberLaplace(model, "classification", prior_precision=0.3)
+    la.mean = joint.network.theta()
+    result = effective_dimension(joint, joint.network.theta(), training, rank=10, exact_limit=limit)
+    ggn = dense_ggn(la, data)
+    for scale in (1.0, 0.5):
+        dense = torch.logdet(torch.eye(len(ggn), dtype=ggn.dtype) + ggn * (scale**2 / 0.3))
+        assert result.log_determinant(scale) == pytest.approx(float(dense), rel=tolerance)
+
+
 @pytest.mark.parametrize("likelihood", ["regression", "classification"])
 def test_lanczos_is_within_its_error_of_the_dense_number(likelihood):
     model, data = regressor() if likelihood == "regression" else classifier(width=12)

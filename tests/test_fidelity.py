@@ -1,5 +1,6 @@
 """The benchmark of distances from HMC: distances against closed forms, references, and quick runs on generated data."""
 
+import itertools
 import json
 import math
 
@@ -10,7 +11,7 @@ from benchmarks import models
 from benchmarks.fidelity import distances, reference, training
 from benchmarks.fidelity.__main__ import main
 from benchmarks.fidelity.methods import METHODS
-from benchmarks.fidelity.problems import PROBLEMS, Spec, data_of
+from benchmarks.fidelity.problems import PROBLEMS, Spec, architecture_of, data_of
 from benchmarks.fidelity.run import Run
 
 QUICK = Spec("cubic", quick=True)
@@ -99,6 +100,13 @@ def test_outside_inputs_are_beyond_the_data():
     low, high = (float(edge) for edge in (x[0], x[-1]))
     assert float(out.max()) == pytest.approx(high + 0.5 * (high - low))
     assert torch.equal(data_of(Spec("linear")).outside, 3 * data_of(Spec("linear")).inside)
+
+
+def test_wide_problems_have_the_data_of_the_others_and_thousands_of_weights():
+    wide, other = Spec("snelson-wide"), Spec("snelson")
+    assert all(torch.equal(a, b) for a, b in zip(data_of(wide).train, data_of(other).train, strict=True))
+    widths = [1, *architecture_of(wide).hidden, 1]
+    assert sum((n + 1) * m for n, m in itertools.pairwise(widths)) == 2209
 
 
 def test_exact_draws_and_chains_agree_with_the_gaussian_posterior():
@@ -200,4 +208,5 @@ def test_methods_sample_functions_of_the_right_shape_repeatedly(name):
 def test_names_are_those_of_the_command_line():
     with pytest.raises(ValueError, match="linear, cubic"):
         data_of(Spec("unknown"))
-    assert set(PROBLEMS) == {"snelson", "banana", "australian", "ionosphere", "glass", "linear", "cubic"}
+    generated = {"linear", "cubic"}
+    assert set(PROBLEMS) == {"snelson", "banana", "australian", "ionosphere", "glass", "snelson-wide"} | generated

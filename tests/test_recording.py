@@ -140,7 +140,7 @@ def test_results_that_differ_from_the_plain_ones_are_not_used():
     assert results == [2.0, 3.0, 4.0]
 
 
-@pytest.mark.parametrize("descent", ["plain", "monotone", "spectral"])
+@pytest.mark.parametrize("descent", ["plain", "monotone", "spectral", "quasi-newton"])
 def test_a_recorded_walk_is_the_plain_walk(descent, monkeypatch):
     """States agree to 1e-8 of the reach with steps recorded from the first one on, or never."""
     model, data = classifier()

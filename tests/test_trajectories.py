@@ -10,7 +10,7 @@ from laplace_fiber.data import TrainingData
 from laplace_fiber.descent import Descent, Level
 from laplace_fiber.recording import Recorder
 from laplace_fiber.refinement import Refining
-from laplace_fiber.walk import sharpness
+from laplace_fiber.sharpness import sharpness
 
 
 def walk_of(joint, training, sampler):
@@ -250,7 +250,7 @@ def test_steps_into_spare_memory_are_the_same(monkeypatch, n, after):
         descent = Descent(joint, FixedRefinement(12), "monotone", Recorder(after))
         with joint.network.evaluation():
             eta = origin.new_tensor([30.0, 0.5, 3.0])[:n] / sharpness(joint, origin, batch)
-            return descent.refine(Level(joint, batch, origin), 0.5, origin + 0.1 * drifts, eta), descent.counts
+            return descent.refine(Level.of(joint, batch, origin), 0.5, origin + 0.1 * drifts, eta), descent.counts
 
     expected, counts = ends()
     assert 0 < counts.rejected < counts.proposed

@@ -1,12 +1,14 @@
 """The walk to the typical set, against Gaussian posteriors known in closed form."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 from problems import FAST, classifier, joint_of, linear_regression, loader
 from scipy import stats
 from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
 
 from laplace_fiber import (
     Checkpoint,
@@ -18,10 +20,14 @@ from laplace_fiber import (
     UniformPosition,
     typical_set_walk,
 )
+from laplace_fiber.data import TrainingData
+from laplace_fiber.draws import normal
 from laplace_fiber.recording import Recorder
 from laplace_fiber.refinement import Refining
+from laplace_fiber.sharpness import sharpness
 from laplace_fiber.thermal import Heat
-from laplace_fiber.walk import Walk, normal, sharpness
+from laplace_fiber.typical_set import Arrival
+from laplace_fiber.walk import Walk
 
 
 def gaussian(n: int = 30, d: int = 6, tau: float = 0.7, sigma: float = 0.5):
@@ -64,7 +70,7 @@ def test_the_walk_ends_in_the_gaussian_posterior():
     n = 1024
     sampler = typical_set_walk(n_particles=n, n_steps=5, thermal=Thermalisation(n_trajectories=8, n_leapfrog=40))
     walk, ends, joint, training, covariance, dimension = walked(sampler)
-    assert walk.effective_dimension == pytest.approx(dimension, rel=1e-6)
+    assert walk.arrival.effective_dimension == pytest.approx(dimension, rel=1e-6)
     root = torch.linalg.cholesky(covariance)
     white = torch.linalg.solve_triangular(root, (ends - joint.network.theta()).T, upper=False)
     assert float(white.mean(1).abs().max()) < 5 / math.sqrt(n)
@@ -114,7 +120,7 @@ def test_the_loss_is_counted_from_a_minimum_near_a_network_that_is_not_at_one():
     joint, training = joint_of(model, data, "regression", 0.7, 0.5)
     with joint.network.evaluation():
         walk = typical_set_walk(n_particles=200, n_steps=5).walk(joint, joint.network.theta(), training)
-    assert walk.effective_dimension == pytest.approx(dimension, rel=1e-6)
+    assert walk.arrival.effective_dimension == pytest.approx(dimension, rel=1e-6)
     assert 0.5 * dimension / 2 < walk.excess < 2 * dimension / 2
 
 
@@ -187,6 +193,34 @@ def test_an_interrupted_walk_goes_on_to_the_same_ends(tmp_path, monkeypatch):
     assert resumed.gradient_evaluations == whole.gradient_evaluations
 
 
+def test_on_batches_particles_settle_at_their_levels_on_all_data():
+    """Refinement on single batches leaves them several times too high."""
+    generator, n, d, tau, sigma = torch.Generator().manual_seed(0), 400, 10, 1.0, 0.5
+    x = torch.randn(n, d, generator=generator, dtype=torch.float64) * torch.logspace(0, -1.5, d, dtype=torch.float64)
+    y = x.sum(1, keepdim=True) + sigma * torch.randn(n, 1, generator=generator, dtype=torch.float64)
+    precision = x.T @ x / sigma**2 + tau * torch.eye(d, dtype=torch.float64)
+    model = nn.Linear(d, 1, bias=False).double()
+    with torch.no_grad():
+        model.weight.copy_(torch.linalg.solve(precision, x.T @ y / sigma**2).T)
+    joint, everything = joint_of(model, loader(x, y, 100), "regression", tau, sigma)
+    streamed = TrainingData(DataLoader(TensorDataset(x, y), 50, shuffle=True), x.device, "loader")
+    theta = joint.network.theta()
+    sampler = typical_set_walk(n_particles=64, thermal=None)
+    with joint.network.evaluation():
+        walk = sampler.walk(joint, theta, streamed)
+        batch = everything.everything()
+        excess = joint.data_term(walk.states[:, -1], batch) - joint.data_term(theta[None], batch)
+        unsettled = joint.data_term(walk.states[:, -2], batch) - joint.data_term(theta[None], batch)
+    half = walk.arrival.expected_excess
+    assert float(unsettled.mean()) > 3 * half
+    assert 0.6 * half < float(excess.mean()) < 1.5 * half
+    assert 0.4 * half**0.5 < float(excess.std()) < 2 * half**0.5  # the spread of ½ χ²
+    assert 0 < walk.arrival.excess_error < half
+    assert abs(walk.excess - float(excess.mean())) < 3 * walk.arrival.excess_error
+    assert "±" in str(walk.arrival)
+    assert "no Hamiltonian moves" in str(walk.arrival)
+
+
 def test_batches_of_a_loader_are_not_thermalised():
     model, data = classifier()
     sampler = typical_set_walk(n_particles=4, n_steps=2, batch="loader")
@@ -194,6 +228,50 @@ def test_batches_of_a_loader_are_not_thermalised():
     with pytest.warns(UserWarning, match="expected batch='full'"):
         la.fit(data)
     assert math.isnan(la.report.acceptance)
+
+
+ARRIVED = Arrival(
+    effective_dimension=20.0,
+    imbalance=0.01,
+    excess=9.0,
+    excess_error=0.0,
+    distance=8.0,
+    expected_distance=9.0,
+    n_data=100,
+    n_params=200,
+    exact_moves=True,
+)
+
+
+def test_a_walk_that_has_arrived_has_nothing_to_warn_of():
+    assert list(ARRIVED.warnings()) == []
+    assert str(ARRIVED).endswith("9 nats above the minimum of J, 10 expected; distance from it 8, 9 expected")
+
+
+@pytest.mark.parametrize(
+    ("differs", "message"),
+    [
+        ({"imbalance": 0.4}, "not at a minimum of J"),
+        ({"effective_dimension": 95.0, "excess": 45.0}, "about as many as there are data points"),
+        ({"effective_dimension": 190.0, "excess": 95.0, "n_data": 1000}, "no free direction"),
+        ({"excess": 21.0}, "ends 21 nats above the minimum of J, where 10 are expected: allow more"),
+        ({"excess": 1.5}, "curvature falls along the walk"),
+        ({"distance": 20.0}, "Particles end 20 from the minimum"),
+        ({"distance": 3.0}, "Particles end 3 from the minimum"),
+    ],
+)
+def test_each_assumption_that_fails_is_told(differs, message):
+    (sentence,) = replace(ARRIVED, **differs).warnings()
+    assert message in sentence
+
+
+def test_distances_from_the_minimum_are_those_of_the_gaussian():
+    walk, ends, joint, *_, covariance, _ = walked(typical_set_walk(n_particles=400, n_steps=5))
+    arrival = walk.arrival
+    assert arrival.distance == pytest.approx(float((ends - joint.network.theta()).norm(dim=1).mean()), rel=1e-4)
+    assert arrival.expected_distance == pytest.approx(float(covariance.trace().sqrt()), rel=1e-6)
+    assert arrival.exact_moves
+    assert list(arrival.warnings()) == []
 
 
 @pytest.mark.parametrize(
@@ -219,6 +297,6 @@ def test_a_flat_network_has_no_effective_parameters():
     joint, training = joint_of(model, data, "regression", tau=2.0)
     with joint.network.evaluation():
         walk = typical_set_walk(n_particles=500, n_steps=2).walk(joint, joint.network.theta(), training)
-    assert walk.effective_dimension == 0
+    assert walk.arrival.effective_dimension == 0
     variance = walk.states[:, -1].var(0)
     torch.testing.assert_close(variance, torch.full_like(variance, 0.5), rtol=0.3, atol=0)

@@ -28,6 +28,9 @@ MOST_INPUTS = 200
 BANANA_POINTS = 500
 """Training points of banana, few enough for long chains."""
 
+WIDE = "-wide"
+"""End of the names of problems that have another's data and a larger network."""
+
 OUTWARDS = 3.0
 """Factor that carries standardised test inputs out of the data."""
 
@@ -134,12 +137,13 @@ def data_of(spec: Spec, data_dir: str | Path | None = None) -> Data:
 
 def _loaded(spec: Spec, data_dir: str | Path | None) -> Data:
     """A set of the benchmarks, standardised; Snelson's targets keep their unit."""
-    loaded = datasets.load(spec.name, spec.seed, data_dir, quick=spec.quick)
+    name = spec.name.removesuffix(WIDE)
+    loaded = datasets.load(name, spec.seed, data_dir, quick=spec.quick)
     train, test = (_double(part) for part in (loaded.train, loaded.test))
-    if spec.name == "snelson":
+    if name == "snelson":
         inside, outside = _grids(train[0])
         return Data(train, test, inside, outside, loaded.likelihood, 1, SNELSON_NOISE)
-    if spec.name == "banana":  # splits are in random order
+    if name == "banana":  # splits are in random order
         train = train[0][:BANANA_POINTS], train[1][:BANANA_POINTS]
     inside = test[0][:MOST_INPUTS]
     return Data(train, test, inside, OUTWARDS * inside, loaded.likelihood, loaded.n_outputs)
@@ -196,6 +200,7 @@ _HIDDEN: dict[str, tuple[int, ...]] = {
     "glass": (16,),
     "linear": (),
     "cubic": (16,),
+    "snelson-wide": (32, 32, 32),  # 2,209 weights
 }
 
 PROBLEMS = tuple(_HIDDEN)

@@ -16,7 +16,7 @@ from laplace_fiber.baselines.several import first_and_others, weights_of
 from laplace_fiber.batch_norm import own_buffers
 from laplace_fiber.fitting import BatchChoice
 from laplace_fiber.gradients import Gradients
-from laplace_fiber.walk import sharpness
+from laplace_fiber.sharpness import sharpness
 
 MOMENTUM = 0.9
 

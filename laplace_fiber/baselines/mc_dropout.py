@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from laplace_fiber.baselines.baseline import Baseline, Problem, Settings
 from laplace_fiber.fitting import BatchChoice
-from laplace_fiber.walk import sharpness
+from laplace_fiber.sharpness import sharpness
 from laplace_fiber.weights import Inputs, NetworkFunction
 
 MOMENTUM = 0.9

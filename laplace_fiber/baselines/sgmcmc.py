@@ -19,7 +19,7 @@ from laplace_fiber.baselines.baseline import Problem, Settings
 from laplace_fiber.baselines.convergence import function_space_mixing
 from laplace_fiber.baselines.stored import StoredPosterior, StoredSamples
 from laplace_fiber.fitting import BatchChoice
-from laplace_fiber.walk import sharpness
+from laplace_fiber.sharpness import sharpness
 
 LOOKS = 3
 """Batches, and random first directions, from which the largest curvature is looked for."""

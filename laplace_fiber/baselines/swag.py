@@ -19,7 +19,7 @@ from laplace_fiber.baselines.several import first_and_others
 from laplace_fiber.baselines.training import Members, Plan, own_random_state, train
 from laplace_fiber.batch_norm import tracking_layers
 from laplace_fiber.paths import shuffled_rows
-from laplace_fiber.walk import sharpness
+from laplace_fiber.sharpness import sharpness
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,0 +1,82 @@
+"""What refinement remembers of the curvature, against the dense recursion of BFGS."""
+
+import pytest
+import torch
+from problems import joint_of, loader
+from torch import nn
+
+from laplace_fiber.data import TrainingData
+from laplace_fiber.descent import Descent, Level
+from laplace_fiber.quasi_newton import PAIRS, CurvatureMemory
+from laplace_fiber.recording import Recorder
+from laplace_fiber.refinement import FixedRefinement
+
+
+def dense(pairs, scale, p):
+    """H after BFGS updates of scale · I by the pairs, oldest first (Nocedal and Wright, equation 6.17)."""
+    h, unit = scale * torch.eye(p, dtype=torch.float64), torch.eye(p, dtype=torch.float64)
+    for s, y in pairs:
+        left = unit - torch.outer(s, y) / (s @ y)
+        h = left @ h @ left.T + torch.outer(s, s) / (s @ y)
+    return h
+
+
+@pytest.mark.parametrize("n_steps", [0, 3, PAIRS + 5])
+def test_directions_are_those_of_dense_updates(n_steps):
+    generator, n, p = torch.Generator().manual_seed(0), 3, 6
+    draw = lambda *shape: torch.randn(*shape, generator=generator, dtype=torch.float64)  # noqa: E731
+    root = draw(p, p)
+    curvature = root @ root.T + torch.eye(p, dtype=torch.float64)
+    memory, pairs = CurvatureMemory(draw(n, p)), [[] for _ in range(n)]
+    for step in range(n_steps):
+        rows = torch.tensor([0, 2]) if step == 1 else torch.arange(n)
+        moved = draw(len(rows), p)
+        turned = moved @ curvature
+        if step == 2:
+            turned[0] = -turned[0]  # negative curvature is left out
+        bent, scale = memory.add(rows, moved, turned, torch.ones(len(rows), dtype=torch.bool))
+        assert bent.tolist() == [step != 2, *[True] * (len(rows) - 1)]
+        torch.testing.assert_close(scale, (moved * turned).sum(1) / turned.square().sum(1))
+        for i in range(n):
+            where = (rows == i).nonzero().flatten()
+            known = len(where) and bool(bent[where])
+            pairs[i].append((moved[where[0]], turned[where[0]]) if known else None)
+    grad, scale = draw(n, p), torch.tensor([0.5, 1.0, 2.0], dtype=torch.float64)
+    found = memory.direction(torch.arange(n), grad, scale)
+    for i in range(n):
+        recent = [pair for pair in pairs[i][-PAIRS:] if pair]
+        torch.testing.assert_close(found[i], dense(recent, float(scale[i]), p) @ grad[i])
+
+
+def test_steps_that_are_not_finite_are_not_remembered():
+    memory = CurvatureMemory(torch.zeros(2, 4, dtype=torch.float64))
+    turned = torch.ones(2, 4, dtype=torch.float64)
+    turned[0, 1] = torch.nan
+    bent, _ = memory.add(torch.arange(2), torch.ones(2, 4, dtype=torch.float64), turned, torch.tensor([False, True]))
+    assert bent.tolist() == [False, True]
+    result = memory.direction(torch.arange(2), torch.ones(2, 4, dtype=torch.float64), torch.ones(2).double())
+    assert bool(result.isfinite().all())
+    assert torch.equal(result[0], torch.ones(4, dtype=torch.float64))
+
+
+def test_few_steps_minimise_an_ill_conditioned_quadratic():
+    """Condition 100 in ten dimensions."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(50, 10, generator=generator, dtype=torch.float64) * torch.logspace(0, -1, 10, dtype=torch.float64)
+    y = torch.randn(50, 1, generator=generator, dtype=torch.float64)
+    model, start = nn.Linear(10, 1, bias=False).double(), torch.randn(5, 10, generator=generator, dtype=torch.float64)
+    joint, training = joint_of(model, loader(x, y), "regression", 1e-3)
+    batch = TrainingData(training.loader, x.device, "full").everything()
+    best = torch.linalg.solve(x.T @ x + 1e-3 * torch.eye(10, dtype=torch.float64), x.T @ y).T
+    lowest = joint.objective(best, batch)
+    gaps = {}
+    with joint.network.evaluation():
+        level = Level.of(joint, batch, best[0])
+        for kind in ("spectral", "quasi-newton"):
+            descent = Descent(joint, FixedRefinement(40), kind, Recorder(32))
+            ends = descent.refine(level, 1.0, start.clone(), start.new_full((5,), 0.5))
+            gaps[kind] = float((ends.value - lowest).max())
+            assert descent.counts.evaluated == 5 * 41
+            torch.testing.assert_close(ends.value, joint.objective(ends.theta, batch))
+    assert gaps["quasi-newton"] < 1e-7
+    assert gaps["quasi-newton"] < 1e-3 * gaps["spectral"]
