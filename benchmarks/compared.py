@@ -29,7 +29,7 @@ QUICK_BUDGET = Budget(n_settings=1, seconds=1.0)
 OF_SEVERAL_NETWORKS = ("mixture", "multiswag")
 """These are given several trained networks, whose training counts as part of the fit."""
 
-LARGE_FOR_FISHER = ("snelson", "snelson-gap", "ionosphere", "vehicle")
+LARGE_FOR_FISHER = ("snelson", "snelson-gap", "ionosphere")
 """Data sets whose networks have more than the 2,000 weights that a dense metric can take."""
 
 _FEW_GEODESICS = {"n_samples_fit": 2, "max_evaluations": 20, "on_failure": "euclidean"}

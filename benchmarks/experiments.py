@@ -70,7 +70,7 @@ EXPERIMENTS = {
         ("snelson", "banana"),
         pictures.METHODS,
         pictures.measure,
-        prepare=pictures.problem,
+        prepare=tabular.problem,
         applies=pictures.applies,
     ),
     "scaling": Experiment(

@@ -27,6 +27,7 @@ from benchmarks.methods import LOADER_BATCH, split_loader
 from benchmarks.models import Training, train, training_for
 from benchmarks.networks import Body, Head
 from benchmarks.runs import Run
+from benchmarks.tabular import data_of
 from laplace_fiber.comparison.task import joined
 from laplace_fiber.metrics import Prediction, detection_auroc, evaluate, uncertainty
 
@@ -137,6 +138,7 @@ def measure(run: Run) -> dict[str, Any]:
     in_batches(fitted.predict, timed)
     predict_seconds = (environment.clock() - start) * TIMED_INPUTS / len(timed)
     return {
+        **data_of(given.pictures),
         "metrics": metrics,
         **beyond_the_test_data(run, given, fitted.predict),
         "fit_seconds": fitted.fit_seconds,

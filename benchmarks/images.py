@@ -14,7 +14,7 @@ import gzip
 import io
 import pickle
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -128,7 +128,7 @@ def generated(name: str, seed: int, kind: Generated) -> Dataset:
         x = torch.from_numpy((patterns - low) / (high - low))[y] + kind.noise * noise
         return (255 * x).clamp(0, 255).to(torch.uint8), y
 
-    return split(name, draw(kind.n_train), draw(kind.n_test), seed)
+    return replace(split(name, draw(kind.n_train), draw(kind.n_test), seed), stand_in=True)
 
 
 def split(name: str, train: Split, test: Split, seed: int) -> Dataset:

@@ -73,17 +73,9 @@ def applies(dataset: str, method: str) -> bool:
     return method != COMPONENTS or dataset == "banana"
 
 
-def problem(run: Run) -> tuple[Dataset, nn.Module]:
-    """The data and the trained network; quick runs on Banana take generated data, which need no file."""
-    if not (run.quick and run.dataset == "banana"):
-        return tabular.problem(run)
-    dataset = _moons(run.seed)
-    return dataset, models.train(dataset, run.seed, tabular.training_of(run))
-
-
 def measure(run: Run) -> dict[str, Any]:
     """The arrays of one picture, under ``"picture"``."""
-    dataset, model = problem(run)
+    dataset, model = tabular.problem(run)
     task = _task(run, dataset, model)
     start = time.perf_counter()
     picture = _components(run, task) if run.method == COMPONENTS else _functions(run, task, dataset)
@@ -223,14 +215,3 @@ def _components(run: Run, task: Task) -> dict[str, Any]:
 def _rounded(values: Tensor | Sequence[float]) -> list[float]:
     numbers = values.tolist() if isinstance(values, Tensor) else values
     return [round(value, DECIMALS) for value in numbers]
-
-
-def _moons(seed: int) -> Dataset:
-    """Two interleaved half circles with noise, 120 points: a stand-in for Banana."""
-    generator = torch.Generator().manual_seed(seed)
-    y = torch.arange(120) % 2
-    angle = math.pi * torch.rand(120, generator=generator) + math.pi * y
-    x = torch.stack([angle.cos() + y, angle.sin() + 0.5 * y], dim=1)
-    x = x + 0.15 * torch.randn(120, 2, generator=generator)
-    train, val, test = ((x[i], y[i]) for i in torch.arange(120).split([72, 12, 36]))
-    return Dataset("banana", "classification", train, val, test, 2, x_shift=torch.zeros(2), x_scale=torch.ones(2))
