@@ -73,7 +73,8 @@ def test_the_distances_from_hmc_are_run_and_reported_as_one_of_the_experiments(t
 
 
 def test_every_experiment_is_tried_and_quick_settings_are_those_of_methods():
-    elsewhere = {"pictures", "cifar10", "cifar10-resnet18"}  # test_figures.py, test_images.py (of either network)
+    # In test_figures.py and test_images.py; the last one differs from cifar10 in its network alone.
+    elsewhere = {"pictures", "cifar10", "cifar10-resnet18"}
     assert set(TRIED) | elsewhere == set(EXPERIMENTS)
     assert set(QUICK_OPTIONS) <= set(comparison.METHODS) == {m for m in COMPARED_METHODS if "+" not in m}
 
