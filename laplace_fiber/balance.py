@@ -1,4 +1,4 @@
-"""How far weights are from a minimum of J."""
+"""J's gradient at weights: whether it is finite, and how far they are from a minimum."""
 
 from __future__ import annotations
 
@@ -33,3 +33,22 @@ def balance(joint: LogJoint, theta: Float[Tensor, " p"], batch: Batch) -> Balanc
     imbalance = gradient.norm() / (likelihood.norm() + prior.norm()).clamp(min=1e-30)
     best = -(likelihood @ offset) / offset.square().sum().clamp(min=1e-30)
     return Balance(float(imbalance), float(best) if best > 0 else None)
+
+
+def checked_start(
+    joint: LogJoint, origin: Float[Tensor, " p"], batch: Batch
+) -> tuple[Float[Tensor, ""], Float[Tensor, " p"]]:
+    """J/n_data and its gradient at the trained weights.
+
+    Raises
+    ------
+    ValueError
+        One of them is not finite.
+    """
+    value, gradient = joint.value_and_grad(origin[None], batch)
+    if not (torch.isfinite(value).all() and torch.isfinite(gradient).all()):
+        raise ValueError(
+            f"fit: expected a finite loss at the trained weights, got an objective of {float(value):.4g} per data "
+            "point (or a gradient that is not finite); check the data for NaN and the network for divergence."
+        )
+    return value[0], gradient[0]

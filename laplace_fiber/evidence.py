@@ -115,11 +115,13 @@ class EvidenceChoice:
         )
 
 
-def maximise_evidence(joint: LogJoint, theta: Float[Tensor, " p"], data: TrainingData, seed: int = 0) -> EvidenceChoice:
+def maximise_evidence(
+    joint: LogJoint, theta: Float[Tensor, " p"], data: TrainingData, seed: int = 0
+) -> tuple[EvidenceChoice, Float[Tensor, " p"]]:
     """Choose a factor of τ, and in regression one of σ, in turn with the minimum of J near the trained weights.
 
     The first choice is made at the trained weights as they are: they tell more than the minimum for a τ and σ that
-    nobody chose. Where a step does not see all data, it is the only one.
+    nobody chose. Where a step does not see all data, it is the only one. Returns the minimum, too.
 
     Parameters
     ----------
@@ -153,7 +155,7 @@ def maximise_evidence(joint: LogJoint, theta: Float[Tensor, " p"], data: Trainin
     scale = 1 / (change[0] ** 0.5 * change[1])
     normaliser = joint.n_data * float(log_normaliser(joint.sigma_noise, losses[None])) if regression else 0.0
     likelihood = -_misfit(joint, losses) - normaliser
-    return EvidenceChoice(
+    choice = EvidenceChoice(
         t,
         s,
         float(joint.prior_precision.mean()),
@@ -165,6 +167,7 @@ def maximise_evidence(joint: LogJoint, theta: Float[Tensor, " p"], data: Trainin
         converged or not data.full,
         balance(joint, theta, data.everything() if data.full else data.some(joint.n_data)).imbalance,
     )
+    return choice, theta
 
 
 def factors(

@@ -215,11 +215,11 @@ class TrajectorySampler:
         MemoryError
             The basis does not fit.
         """
-        chosen = maximise_evidence(joint, origin, data, self.seed) if self.evidence else None
+        chosen, near = maximise_evidence(joint, origin, data, self.seed) if self.evidence else (None, None)
         if chosen:
             chosen = chosen.shared(Ranks(self.distributed), origin.device)
             joint = chosen.applied_to(joint)
-        walk = Walk(self, joint, origin, data)
+        walk = Walk(self, joint, origin, data, near)
         return Trajectories(**walk.run(progress_bar), evidence=chosen)
 
 

@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn import functional
 from tqdm import tqdm
 
+from laplace_fiber.balance import checked_start
 from laplace_fiber.data import Batch, TrainingData
 from laplace_fiber.descent import Counts, Descent, Level
 from laplace_fiber.distributed import Ranks, on_same_terms
@@ -51,10 +52,17 @@ class Walk:
         The sampler.
     joint, origin, data
         The objective, θ_MAP and the data.
+    near
+        Weights that the minimum of J is sought from; ``None`` takes θ_MAP.
     """
 
     def __init__(
-        self, settings: TrajectorySampler, joint: LogJoint, origin: Float[Tensor, " p"], data: TrainingData
+        self,
+        settings: TrajectorySampler,
+        joint: LogJoint,
+        origin: Float[Tensor, " p"],
+        data: TrainingData,
+        near: Float[Tensor, " p"] | None = None,
     ) -> None:
         self.settings, self.origin, self.data = settings, origin, data
         self.ranks = Ranks(settings.distributed)
@@ -63,7 +71,7 @@ class Walk:
         self.reach = settings.reach if settings.reach is not None else float((1 / precision).sum().sqrt())
         data.restart()
         batch = data.next_batch()
-        value, self.gradient = _start(joint, origin, batch)
+        value, self.gradient = checked_start(joint, origin, batch)
         self.sharpness = sharpness(joint, origin, data.next_batch(), settings.seed)
         eta = settings.step_size or 1.0 / self.sharpness
         n = settings.n_particles
@@ -92,7 +100,7 @@ class Walk:
         self.normal = origin.new_tensor([float(normal(1, settings.seed, i, LEVELS)) for i in range(n)[self.own]])
         self.typical: TypicalSet | None = None
         if isinstance(settings.refinement, RefineToTypicalSet):
-            self.typical = TypicalSet.near(origin, joint, data, batch, settings.seed)
+            self.typical = TypicalSet.near(origin if near is None else near, joint, data, batch, settings.seed)
         self.identity = {
             "settings": [f"{f.name}={getattr(settings, f.name)}" for f in fields(settings) if f.name not in IMMATERIAL],
             "n_data": data.n_data,
@@ -122,9 +130,8 @@ class Walk:
                     self._settle(self.typical.dimension.total)
                 self._keep()
                 self._save()
-                expected_seconds = (time.monotonic() - started) * (n_steps - 1)
-                first = self.settings.compile is None and self.t == 1 and self.group > 1
-                if first and expected_seconds > WORTH_COMPILING:
+                expected = (time.monotonic() - started) * (n_steps - 1)
+                if self.settings.compile is None and self.t == 1 < self.group and expected > WORTH_COMPILING:
                     self.recorder = self.descent.recorder = Recorder(after=0, compiled=True)
                 bar.update()
                 bar.set_postfix(
@@ -287,13 +294,3 @@ class Walk:
             "common_displacement": float(coordinates[:, -1].mean(0).norm()) / self.reach,
             "arrival": self._arrival(excess),
         }
-
-
-def _start(joint: LogJoint, origin: Tensor, batch: Batch) -> tuple[Float[Tensor, ""], Float[Tensor, " p"]]:
-    value, gradient = joint.value_and_grad(origin[None], batch)
-    if not (torch.isfinite(value).all() and torch.isfinite(gradient).all()):
-        raise ValueError(
-            f"fit: expected a finite loss at the trained weights, got an objective of {float(value):.4g} per data "
-            "point (or a gradient that is not finite); check the data for NaN and the network for divergence."
-        )
-    return value[0], gradient[0]

@@ -43,7 +43,7 @@ def exact(data, tau: float, sigma: float) -> float:
 def chosen(model, data, likelihood, tau=1.0, sigma=1.0):
     joint, training = joint_of(model, data, likelihood, tau, sigma)
     with joint.network.evaluation():
-        return maximise_evidence(joint, joint.network.theta(), training)
+        return maximise_evidence(joint, joint.network.theta(), training)[0]
 
 
 @pytest.mark.parametrize(("tau", "sigma"), [(1.0, 1.0), (100.0, 0.05)])
@@ -151,6 +151,19 @@ def test_the_fit_carries_what_was_chosen():
     loaded.load_state_dict(la.state_dict())
     assert torch.equal(loaded.prior_precision, la.prior_precision)
     assert torch.equal(loaded.sample(4), la.sample(4))
+
+
+def test_the_walk_counts_from_the_minimum_of_the_chosen_objective():
+    model, data = classifier()
+    joint, training = joint_of(model, data, "classification", 30.0)
+    origin = joint.network.theta()
+    with joint.network.evaluation():
+        sampler = typical_set_walk(n_particles=2, n_steps=1, thermal=None, evidence=True)
+        walk = sampler.walk(joint, origin, training)
+        _, minimum = maximise_evidence(joint, origin, training)
+        there = effective_dimension(walk.evidence.applied_to(joint), minimum, training).total
+    assert walk.arrival.effective_dimension == pytest.approx(there, rel=0.02)
+    assert walk.arrival.imbalance < 0.02
 
 
 def test_a_precision_chosen_afterwards_is_not_chosen_again():
