@@ -18,7 +18,7 @@ from problems import FAST, classifier, loader, regressor
 from torch import nn
 
 from laplace_fiber import Comparison, TrajectorySampler, __main__, baselines, compare, metrics
-from laplace_fiber.comparison import METHODS, Budget, Fitted, Method, method, rows, tuning
+from laplace_fiber.comparison import METHODS, Budget, Fitted, Method, method, rows
 from laplace_fiber.comparison.fits import OF_SEVERAL_NETWORKS, most_evident_precision
 from laplace_fiber.comparison.methods import default_methods
 from laplace_fiber.comparison.task import Task, make_task, network_outputs, residual_noise
@@ -64,16 +64,15 @@ def fake(losses, follows=False):
     return Method("fake", "Fake", fit, {"a": (1, 2, 3)}), fits
 
 
-def slowed(chosen, monkeypatch):
-    """The method with fits that take ten seconds by the clock of the search."""
-    clock = [0.0]
-    monkeypatch.setattr(tuning.time, "perf_counter", lambda: clock[0])
+def slowed(chosen):
+    """The method with fits that take ten seconds by a clock, and this clock."""
+    seconds = [0.0]
 
     def fit(*args):
-        clock[0] += 10
+        seconds[0] += 10
         return chosen.fit(*args)
 
-    return dataclasses.replace(chosen, fit=fit)
+    return dataclasses.replace(chosen, fit=fit), lambda: seconds[0]
 
 
 def always_first_class():
@@ -257,25 +256,25 @@ def test_methods_that_follow_the_prior_precision_are_fitted_once():
     assert row["nll"] == pytest.approx(1)  # predictions are back at the best value, not at the last one
 
 
-def test_no_setting_is_begun_that_will_end_too_late(monkeypatch):
+def test_no_setting_is_begun_that_will_end_too_late():
     model, parts = always_first_class()
     chosen, fits = fake(lambda s: 1.0)
-    slow = slowed(chosen, monkeypatch)
+    slow, clock = slowed(chosen)
     task = make_task(model, "classification", parts[0], parts[1], None, 5)
     for seconds, n in ((1.0, 1), (19.0, 2), (21.0, 3)):
         fits.clear()
-        outcome = Search(slow, task, 0, Budget(20, seconds)).run((1.0, 2.0, 3.0))
+        outcome = Search(slow, task, 0, Budget(20, seconds), clock=clock).run((1.0, 2.0, 3.0))
         assert len(fits) == outcome.n_settings == n
         assert outcome.fit_seconds == 10
         assert outcome.tune_seconds == 10 * (n - 1)
 
 
-def test_settings_without_another_fit_are_tried_after_a_long_one(monkeypatch):
+def test_settings_without_another_fit_are_tried_after_a_long_one():
     model, parts = always_first_class()
     chosen, fits = fake(lambda s: 1.0, follows=True)
-    slow = slowed(chosen, monkeypatch)
+    slow, clock = slowed(chosen)
     task = make_task(model, "classification", parts[0], parts[1], None, 5)
-    outcome = Search(slow, task, 0, Budget(20, 1.0)).run((1.0, 2.0, 3.0))
+    outcome = Search(slow, task, 0, Budget(20, 1.0), clock=clock).run((1.0, 2.0, 3.0))
     assert len(fits) == 1
     assert outcome.n_settings == 3  # all prior precisions, no other value of the slow setting
 
@@ -315,12 +314,12 @@ def test_a_setting_that_fails_is_left_out():
     assert "bad setting" in row["failed_settings"][0]
 
 
-def test_until_a_setting_works_the_methods_own_are_tried_whatever_the_time(monkeypatch):
+def test_until_a_setting_works_the_methods_own_are_tried_whatever_the_time():
     model, parts = always_first_class()
     chosen, fits = fake(lambda s: 0.5)
-    chosen = slowed(dataclasses.replace(chosen, axes={"a": ("bad", "bad", 1)}), monkeypatch)
+    chosen, clock = slowed(dataclasses.replace(chosen, axes={"a": ("bad", "bad", 1)}))
     task = make_task(model, "classification", parts[0], parts[1], None, 5)
-    outcome = Search(chosen, task, 0, Budget(20, 25.0)).run((1.0, 2.0, 3.0, 4.0))
+    outcome = Search(chosen, task, 0, Budget(20, 25.0), clock=clock).run((1.0, 2.0, 3.0, 4.0))
     tried = [(s["a"], s["prior_precision"]) for s in fits]
     assert tried == [("bad", 1.0), ("bad", 1.0), (1, 1.0), (1, 2.0), (1, 3.0)]
     assert outcome.settings == {"a": 1, "prior_precision": 1.0}
