@@ -74,10 +74,11 @@ OPTIONS: dict[str, dict[str, Any]] = {
 
 @dataclass(frozen=True)
 class Choice:
-    """What the choice of a method's settings may cost, and the size of minibatches."""
+    """What the choice of a method's settings may cost, the size of minibatches, and the prior precisions to try."""
 
     budget: Budget
     batch_size: int = LOADER_BATCH
+    prior_precisions: tuple[float, ...] = comparison.PRIOR_PRECISIONS
 
 
 def fit_compared(
@@ -114,7 +115,7 @@ def fit_compared(
             bar.update(n_settings - bar.n)
 
         search = Search(method, task, seed, choice.budget, progress_bar=True, clock=environment.clock)
-        outcome = search.run(comparison.PRIOR_PRECISIONS, report)
+        outcome = search.run(choice.prior_precisions, report)
     info = {
         **outcome.settings,
         "tune_seconds": outcome.tune_seconds,
