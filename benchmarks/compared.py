@@ -123,7 +123,6 @@ def fit_compared(
         "failed_settings": outcome.failures,
         "options": {key: repr(value) for key, value in method.options.items()},
         "budget": repr(choice.budget),
-        "seconds": "of the process's own work",
     }
     if outcome.gradient_evaluations is not None:
         info["gradient_evaluations"] = outcome.gradient_evaluations

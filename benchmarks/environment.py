@@ -32,6 +32,11 @@ def clock() -> float:
     return time.perf_counter() if torch.cuda.is_available() else time.process_time()
 
 
+def kind_of_seconds() -> str:
+    """What :func:`clock` counts here, for records."""
+    return "by the clock on the wall" if torch.cuda.is_available() else "of the process's own work"
+
+
 def reset_peak_memory() -> None:
     """Start a new measurement of the peak memory of this process, where the system can (Linux)."""
     with contextlib.suppress(OSError):

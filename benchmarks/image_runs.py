@@ -144,7 +144,12 @@ def measure(run: Run) -> dict[str, Any]:
         "fit_seconds": fitted.fit_seconds,
         "predict_seconds": predict_seconds,
         "peak_memory_mib": environment.peak_memory_mib(),
-        "settings": {"training": asdict(training_of(run)), "effort": asdict(run.effort), **fitted.info},
+        "settings": {
+            "training": asdict(training_of(run)),
+            "effort": asdict(run.effort),
+            "seconds": environment.kind_of_seconds(),
+            **fitted.info,
+        },
     }
 
 

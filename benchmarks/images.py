@@ -27,7 +27,6 @@ from benchmarks.datasets import VALIDATION_SHARE, Dataset, Rows, Split
 from benchmarks.sources import Source, present, verified
 
 CLASS_SHARE = 0.0835
-SMALL_CIFAR = 10_000
 N_CLASSES = 10
 IDX_UNSIGNED_BYTES = 8
 

@@ -70,5 +70,11 @@ def results(run: Run, method: Method) -> dict[str, Any]:
     fitted = method(model, dataset, sigma, run.seed, run.effort)
     sigma = fitted.sigma or sigma
     measured = scores_and_times(fitted, dataset, sigma)
-    settings = {"sigma_noise": sigma, "training": asdict(training_of(run)), "effort": asdict(run.effort), **fitted.info}
+    settings = {
+        "sigma_noise": sigma,
+        "training": asdict(training_of(run)),
+        "effort": asdict(run.effort),
+        "seconds": environment.kind_of_seconds(),
+        **fitted.info,
+    }
     return {**data_of(dataset), **measured, "peak_memory_mib": environment.peak_memory_mib(), "settings": settings}
