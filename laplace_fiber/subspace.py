@@ -20,14 +20,16 @@ from torch import Tensor
 
 from laplace_fiber.memory import available_bytes
 
-BLOCK_BYTES = 2**22
-"""Columns are converted to the precision of arithmetic in blocks of this size, which stay in the cache."""
+BLOCK_BYTES = {"cpu": 2**22, "cuda": 2**28}
+"""Columns are converted to the precision of arithmetic in blocks of this size: those of a CPU stay in its cache, those
+of a GPU keep it busy."""
 
-COLUMNS = 2**12
+COLUMNS = {"cpu": 2**12, "cuda": 2**18}
 """Columns of weight vectors that are decoded at a time."""
 
-DECODED_BYTES = 2**28
-"""Weight vectors are decoded together up to this size: each pass reads the whole basis."""
+DECODED_BYTES = {"cpu": 2**28, "cuda": 2**32}
+"""Weight vectors are decoded together up to this size, and up to an eighth of the free memory: each pass reads the
+whole basis."""
 
 SINGLE_PRECISION_LIMIT = 2**31
 """Size in bytes up to which a basis is kept in float32 unless told otherwise; beyond, in float16."""
@@ -70,7 +72,8 @@ class Subspace:
 
     def weight_groups(self, coordinates: Float[Tensor, "s r"], size: int) -> Iterator[Float[Tensor, "g p"]]:
         """:meth:`to_weights`, ``size`` rows at a time."""
-        decoded = max(1, DECODED_BYTES // (self.origin.nbytes * size)) * size
+        limit = min(_of_kind(DECODED_BYTES, self.origin.device), available_bytes(self.origin.device) // 8)
+        decoded = max(1, limit // (self.origin.nbytes * size)) * size
         for rows in coordinates.split(decoded):
             yield from self.to_weights(rows).split(size)
 
@@ -86,8 +89,9 @@ class Subspace:
         result = self.origin.new_empty(len(coordinates), self.basis.shape[1])
         wide = coordinates.to(torch.promote_types(self.basis.dtype, torch.float32))
         # Written where it belongs, and added to while in the cache: new memory costs as much as products of few rows.
-        for start in range(0, result.shape[1], COLUMNS):
-            columns = slice(start, start + COLUMNS)
+        width = _of_kind(COLUMNS, self.basis.device)
+        for start in range(0, result.shape[1], width):
+            columns = slice(start, start + width)
             block, part = self.basis[:, columns].to(wide.dtype), result[:, columns]
             if part.dtype == wide.dtype:
                 torch.mm(wide, block, out=part)
@@ -238,7 +242,7 @@ class StreamingBasis:
 
 def column_blocks(rows: Float[Tensor, "r p"], dtype: torch.dtype) -> Iterator[tuple[slice, Float[Tensor, "r b"]]]:
     """The rows in ``dtype``, whole where they have it already, else some columns at a time."""
-    width = rows.shape[1] if rows.dtype == dtype else max(1, BLOCK_BYTES // (dtype.itemsize * max(len(rows), 1)))
+    width = rows.shape[1] if rows.dtype == dtype else _columns_of_block(rows, dtype)
     for start in range(0, rows.shape[1], width):
         columns = slice(start, start + width)
         yield columns, rows[:, columns].to(dtype)
@@ -249,6 +253,15 @@ def _products(vectors: Float[Tensor, "n p"], basis: Float[Tensor, "r p"]) -> Flo
     for columns, block in column_blocks(basis, vectors.dtype):
         total += vectors[:, columns] @ block.T
     return total
+
+
+def _columns_of_block(rows: Float[Tensor, "k p"], dtype: torch.dtype) -> int:
+    return max(1, _of_kind(BLOCK_BYTES, rows.device) // (dtype.itemsize * max(len(rows), 1)))
+
+
+def _of_kind(sizes: dict[str, int], device: torch.device) -> int:
+    """The size for a kind of device; other accelerators are like a GPU."""
+    return sizes.get(device.type, sizes["cuda"])
 
 
 def _gram(rows: Float[Tensor, "a b"]) -> Float[Tensor, "a a"]:
@@ -279,6 +292,6 @@ def _inverse(lower: Float[Tensor, "k k"]) -> Float[Tensor, "k k"]:
 
 def _transformed(matrix: Float[Tensor, "k n"], rows: Float[Tensor, "n p"]) -> Float[Tensor, "k p"]:
     """Matrix times rows, written into the rows' own memory."""
-    for block in rows.split(max(1, BLOCK_BYTES // (rows.dtype.itemsize * len(rows))), dim=1):
+    for block in rows.split(_columns_of_block(rows, rows.dtype), dim=1):
         block[: len(matrix)] = matrix @ block
     return rows[: len(matrix)]
