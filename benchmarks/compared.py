@@ -15,7 +15,7 @@ from tqdm import tqdm
 from benchmarks import environment
 from benchmarks.datasets import RAW, Dataset
 from benchmarks.methods import FULL, LOADER_BATCH, QUICK, Effort, Fitted, Method, member_seeds, split_loader
-from benchmarks.models import train_timed, training_for
+from benchmarks.models import AugmentedTraining, train_timed, training_for
 from laplace_fiber import LatentAutoencoder, TrajectorySampler, comparison, typical_set_walk
 from laplace_fiber.comparison.methods import TEMPERATURE
 from laplace_fiber.comparison.task import Task
@@ -27,7 +27,10 @@ BUDGET = Budget(n_settings=12, seconds=10.0)
 QUICK_BUDGET = Budget(n_settings=1, seconds=1.0)
 
 OF_SEVERAL_NETWORKS = ("mixture", "multiswag")
-"""These are given several trained networks, whose training counts as part of the fit."""
+"""These are given several trained networks, whose training counts as part of the fit.
+
+So is the ensemble where networks are trained on augmented images: its own training takes the images as they are.
+"""
 
 LARGE_FOR_FISHER = ("snelson", "snelson-gap", "ionosphere")
 """Data sets whose networks have more than the 2,000 weights that a dense metric can take."""
@@ -103,12 +106,13 @@ def fit_compared(
     training = training_for(dataset.name).shortened(effort.epoch_share)
     models: tuple[nn.Module, ...] = (model,)
     training_seconds = 0.0
-    if name in OF_SEVERAL_NETWORKS:
+    augmented = isinstance(training, AugmentedTraining)
+    if name in OF_SEVERAL_NETWORKS or (name == "ensemble" and augmented):
         members = [train_timed(dataset, s, training) for s in member_seeds(seed, effort)]
         models, training_seconds = tuple(m for m, _ in members), sum(seconds for _, seconds in members)
     loaders = split_loader(dataset.train, choice.batch_size), split_loader(dataset.val)
     task = Task(models, dataset.likelihood, *loaders, sigma, effort.n_samples)
-    with _random_state_of(seed), tqdm(desc="settings", total=choice.budget.n_settings) as bar:
+    with _random_state_of(seed, task.device), tqdm(desc="settings", total=choice.budget.n_settings) as bar:
 
         def report(n_settings: int, lowest: float) -> None:
             bar.set_postfix(validation_nll=f"{lowest:.4g}", refresh=False)
@@ -135,9 +139,9 @@ def fits_together(dataset: str, method: str) -> bool:
 
 
 @contextmanager
-def _random_state_of(seed: int) -> Iterator[None]:
-    """Start from the seed while inside; the global random state is put back."""
-    with torch.random.fork_rng(devices=[]):
+def _random_state_of(seed: int, device: torch.device) -> Iterator[None]:
+    """Start from the seed while inside; the global random state is put back, a GPU's too."""
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(seed)
         yield
 

@@ -62,7 +62,7 @@ def corrupted(
     corruption, severities = CORRUPTIONS[name]
     rng = np.random.default_rng([seed, list(CORRUPTIONS).index(name), severity])
     arguments: dict[str, Any] = {"pictures": pictures} if name == "frost" else {}
-    x = images.numpy().transpose(0, 2, 3, 1) / 255.0
+    x = images.cpu().numpy().transpose(0, 2, 3, 1) / 255.0
     result = corruption(x, severities[severity - 1], rng, **arguments)
     levels = (np.clip(result, 0, 1) * 255).astype(np.uint8)
     return torch.from_numpy(levels.transpose(0, 3, 1, 2).copy())

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -81,6 +81,12 @@ class Dataset:
     def scale(self, raw: Tensor) -> Tensor:
         """Inputs (b, d) in the data's own unit -> inputs as the network sees them."""
         return (raw - self.x_shift) / self.x_scale
+
+    def to(self, device: torch.device) -> Dataset:
+        """The same with its tensors on ``device``."""
+        train, val, test = ((x.to(device), y.to(device)) for x, y in (self.train, self.val, self.test))
+        shift, scale = self.x_shift.to(device), self.x_scale.to(device)
+        return replace(self, train=train, val=val, test=test, x_shift=shift, x_scale=scale)
 
 
 SNELSON_HOME = "http://www.gatsby.ucl.ac.uk/~snelson/"

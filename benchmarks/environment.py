@@ -18,17 +18,21 @@ _RESET_PEAK = "5"  # proc(5): resets the peak resident set size of the process
 
 
 def describe() -> dict[str, str | int | None]:
-    """Versions of Python and of the packages, the machine, and PyTorch's number of threads."""
+    """Versions of Python and of the packages, the machine, its GPU if there is one, and PyTorch's number of threads."""
     versions = {name: _version(name) for name in _PACKAGES} | {"laplace-fiber": laplace_fiber.__version__}
     machine = f"{platform.system()} {platform.machine()}, {_processor()}, {os.cpu_count()} cores"
-    return {"python": platform.python_version(), **versions, "machine": machine, "threads": torch.get_num_threads()}
+    gpu = {"gpu": torch.cuda.get_device_name()} if torch.cuda.is_available() else {}
+    threads = torch.get_num_threads()
+    return {"python": platform.python_version(), **versions, "machine": machine, **gpu, "threads": threads}
 
 
 def clock() -> float:
     """Seconds that this process has worked; what others do on a shared machine does not count.
 
-    Where there is a GPU, whose work the processor only waits for: seconds by the clock on the wall.
+    Where there is a GPU, whose work the processor only waits for: seconds by the clock on the wall, once it is done.
     """
+    if torch.cuda.is_initialized():
+        torch.cuda.synchronize()
     return time.perf_counter() if torch.cuda.is_available() else time.process_time()
 
 
@@ -41,12 +45,19 @@ def reset_peak_memory() -> None:
     """Start a new measurement of the peak memory of this process, where the system can (Linux)."""
     with contextlib.suppress(OSError):
         Path("/proc/self/clear_refs").write_text(_RESET_PEAK)
+    if torch.cuda.is_initialized():
+        torch.cuda.reset_peak_memory_stats()
 
 
 def peak_memory_mib() -> float | None:
     """Largest resident memory of this process in MiB since the last reset; None where the system does not tell."""
     value = _proc_entry("/proc/self/status", "VmHWM")
     return int(value.split()[0]) / 1024 if value else None
+
+
+def peak_gpu_memory() -> dict[str, float]:
+    """Most memory in MiB that tensors took on the GPU since the last reset; nothing where none was used."""
+    return {"peak_gpu_memory_mib": torch.cuda.max_memory_allocated() / 2**20} if torch.cuda.is_initialized() else {}
 
 
 def _version(package: str) -> str | None:

@@ -23,7 +23,7 @@ from benchmarks.compared import OF_SEVERAL_NETWORKS, fit_compared
 from benchmarks.corruptions import CORRUPTIONS, SEVERITIES, corrupted, frost_pictures
 from benchmarks.datasets import Dataset, Split
 from benchmarks.image_choices import image_choice, image_method
-from benchmarks.methods import LOADER_BATCH, split_loader
+from benchmarks.methods import LOADER_BATCH
 from benchmarks.models import Training, train, training_for
 from benchmarks.networks import Body, Head
 from benchmarks.runs import Run
@@ -37,7 +37,7 @@ LIMIT_SECONDS = 3600.0
 """What one run may take."""
 
 TIMED_INPUTS = 1000
-SHOWN_IMAGES = {"mnist": 1000, "fashion": 1000, "cifar10-small": 200, "cifar10": 1000}
+SHOWN_IMAGES = {"mnist": 1000, "fashion": 1000, "cifar10-small": 200, "cifar10": 500}
 """The first test images: shifted ones are scored on them, and foreign ones told from them. Predictions with 100 samples
 cost more than most fits, and all methods see the same images; CIFAR-10 has 75 kinds of shift."""
 
@@ -45,11 +45,13 @@ ALL_WEIGHTS = "-all"
 """Ending of the data sets whose posterior is over all weights, where there is another over the last two layers."""
 
 LAST_TWO_LAYERS = ("cifar10-small", "cifar10")
+ON_GPU = ("cifar10",)
 AFFORDABLE_OVER_ALL_WEIGHTS = (
     "map",
     "temperature",
     "laplace",
     "last_layer",
+    "ensemble",
     "mixture",
     "swag",
     "multiswag",
@@ -98,9 +100,14 @@ def base_name(run: Run) -> str:
     return run.dataset.removesuffix(ALL_WEIGHTS)
 
 
+def device_of(run: Run) -> torch.device:
+    """Where a run's network and data lie: on a GPU, if there is one, where the network needs it."""
+    return torch.device("cuda" if base_name(run) in ON_GPU and torch.cuda.is_available() else "cpu")
+
+
 def trained(run: Run) -> tuple[Dataset, nn.Module]:
     """The images and the trained network."""
-    pictures = image_set(run)
+    pictures = image_set(run).to(device_of(run))
     return pictures, train(pictures, run.seed, training_of(run))
 
 
@@ -110,7 +117,12 @@ def training_of(run: Run) -> Training:
 
 
 def problem(run: Run) -> Problem:
-    """What the run's posterior is fitted to."""
+    """What the run's posterior is fitted to; the next run on the same data and network in this process shares it."""
+    return _problem(replace(run, method="", limit_seconds=None))
+
+
+@functools.lru_cache(maxsize=1)
+def _problem(run: Run) -> Problem:
     pictures, model = trained(run)
     if run.dataset not in LAST_TWO_LAYERS or not isinstance(model, nn.Sequential):
         return Problem(pictures, pictures, model, lambda x: x)
@@ -144,6 +156,7 @@ def measure(run: Run) -> dict[str, Any]:
         "fit_seconds": fitted.fit_seconds,
         "predict_seconds": predict_seconds,
         "peak_memory_mib": environment.peak_memory_mib(),
+        **environment.peak_gpu_memory(),
         "settings": {
             "training": asdict(training_of(run)),
             "effort": asdict(run.effort),
@@ -178,7 +191,7 @@ def corruptions_of(x: Tensor, given: Problem, pictures: Sequence[NDArray[np.uint
 
     def make(name: str, severity: int) -> Tensor:
         changed = corrupted(raw, name, severity, pictures=pictures)
-        return given.encode(given.pictures.scale(images.pixels(changed)))
+        return given.encode(given.pictures.scale(images.pixels(changed).to(x.device)))
 
     pairs = itertools.product(CORRUPTIONS, SEVERITIES)
     return {f"{name}/{severity}": functools.partial(make, name, severity) for name, severity in pairs}
@@ -209,13 +222,13 @@ def shifted_scores(
 
 def scores(predict: Predict, part: Split) -> dict[str, float]:
     """All scores on a part of the data."""
-    return evaluate(in_batches(predict, part[0]), part[1])
+    return evaluate(in_batches(predict, part[0]), part[1].cpu())
 
 
 def in_batches(predict: Predict, x: Tensor) -> Prediction:
     """The prediction for many images, made in batches to bound memory."""
     with torch.no_grad():
-        return joined([predict(batch) for batch, _ in split_loader((x, torch.zeros(len(x))))])
+        return joined([predict(batch) for batch in x.split(LOADER_BATCH)])
 
 
 def detection(inside: Prediction, outside: Prediction) -> dict[str, float]:
@@ -235,11 +248,12 @@ def applies(dataset: str, method: str) -> bool:
     """Whether the method can be fitted to the data set's network, and is worth its time there.
 
     One evaluation of the Fisher metric takes half a second for 170 images of MNIST, and a geodesic needs hundreds.
-    Several trained networks have no body in common whose features a head could be fitted to. Posteriors over all
-    weights of a residual network are limited to methods that need a few thousand gradients at most.
+    Several trained networks have no body in common whose features a head could be fitted to, nor is an ensemble of
+    heads one of networks. Posteriors over all weights of a residual network are limited to methods that need a few
+    thousand gradients at most.
     """
     if method == "riemannian_fisher":
         return False
     if dataset in LAST_TWO_LAYERS:
-        return method not in OF_SEVERAL_NETWORKS
+        return method not in (*OF_SEVERAL_NETWORKS, "ensemble")
     return not dataset.endswith(ALL_WEIGHTS) or method in AFFORDABLE_OVER_ALL_WEIGHTS

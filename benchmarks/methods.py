@@ -17,7 +17,7 @@ from typing import Any, Literal, Protocol
 import torch
 from laplace import FullLaplace
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import BatchSampler, DataLoader, SequentialSampler, TensorDataset
 
 from benchmarks import environment
 from benchmarks.datasets import Dataset, Split
@@ -235,5 +235,12 @@ def _network_outputs(models: Sequence[nn.Module], x: Tensor, likelihood: str) ->
 
 
 def split_loader(split: Split, batch_size: int = LOADER_BATCH) -> DataLoader[tuple[Tensor, ...]]:
-    """The data in fixed order; its own generator keeps the iteration off the global random state."""
-    return DataLoader(TensorDataset(*split), batch_size=batch_size, generator=torch.Generator())
+    """The data in fixed order; its own generator keeps the iteration off the global random state.
+
+    Data on a GPU are taken from it by one indexing operation a batch, not point by point.
+    """
+    data: Any = TensorDataset(*split)
+    if split[0].is_cuda:
+        batches = BatchSampler(SequentialSampler(data), batch_size, drop_last=False)
+        return DataLoader(data, batch_size=None, sampler=batches, generator=torch.Generator())
+    return DataLoader(data, batch_size=batch_size, generator=torch.Generator())
