@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from benchmarks import image_runs, pictures, scaling, sensitivity, tabular
+from benchmarks import image_runs, pictures, scaling, sensitivity, tabular, tuned_settings
 from benchmarks.compared import COMPARED_METHODS, fits_together
 from benchmarks.datasets import LAYERED, RAW, UCI
 from benchmarks.methods import METHODS
@@ -47,6 +47,7 @@ EXPERIMENTS = {
         tabular.measure_own,
         prepare=tabular.problem,
         part="validation",
+        report=tuned_settings.write,
     ),
     "snelson": _compared("every method on Snelson's regression, both splits", ("snelson", "snelson-gap")),
     "banana": _compared("every method on the Banana set", ("banana",)),
