@@ -112,7 +112,7 @@ def test_two_networks_meet_in_a_latent_space_of_both_walks():
     model, data = regressor()
     other = canonicalize(permuted(model), sign=False)
     sampler = TrajectorySampler(n_particles=4, n_steps=5)
-    plain = LatentAutoencoder(latent_size=8, width=64, n_steps=1000)
+    plain = LatentAutoencoder(latent_size=8, width=64, n_steps=400)
     walks = [FiberLaplace(m, "regression", sigma_noise=0.3, sampler=sampler, autoencoder=plain) for m in (model, other)]
     for la in walks:
         la.fit(data)

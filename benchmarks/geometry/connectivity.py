@@ -45,12 +45,14 @@ def measure(data_dir: Path | None, quick: bool) -> dict[str, Any]:
     return result
 
 
-def as_record(found: ModeConnectivity, name: str) -> dict[str, Any]:
-    """Curves and barriers as numbers; printed, too."""
+def as_record(found: ModeConnectivity, name: str, curves: bool = True) -> dict[str, Any]:
+    """Barriers as numbers, with the curves on request; printed, too."""
     print(f"{name}\n{found}\n", flush=True)
-    return {
+    shown = {
         "positions": rounded(found.positions),
         "curves": {kind: rounded(losses) for kind, losses in found.curves.items()},
+    }
+    return (shown if curves else {}) | {
         "barriers": {kind: float(b.mean()) for kind, b in found.barriers().items()},
         "largest": {kind: float(b.max()) for kind, b in found.barriers().items()},
         "table": str(found),

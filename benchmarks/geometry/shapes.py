@@ -38,15 +38,14 @@ def measure(data_dir: Path | None, quick: bool) -> dict[str, Any]:
             la = FiberLaplace(networks[0], "regression", sigma_noise=SIGMA, sampler=sampler)
             with told_nothing():
                 la.fit(loader)
+            between = network_connectivity(networks, loader, "regression", sigma_noise=SIGMA)
             name = f"{depth} layers of {width}"
             rows.append(
                 {
                     "depth": depth,
                     "width": width,
-                    "walk": as_record(fiber_connectivity(la, loader), f"walk, {name}"),
-                    "networks": as_record(
-                        network_connectivity(networks, loader, "regression", sigma_noise=SIGMA), f"networks, {name}"
-                    ),
+                    "walk": as_record(fiber_connectivity(la, loader), f"walk, {name}", False),
+                    "networks": as_record(between, f"networks, {name}", False),
                 }
             )
             if (depth, width) == ABLATED:
@@ -59,6 +58,6 @@ def _ablations(la: FiberLaplace, loader: Any) -> dict[str, Any]:
     found, fitted = {}, la._require_fit()
     for name, autoencoder in AUTOENCODERS.items():
         la._fitted = replace(fitted, lines=autoencoder.fit(fitted.states))
-        found[name] = as_record(fiber_connectivity(la, loader), name)
+        found[name] = as_record(fiber_connectivity(la, loader), name, False)
     la._fitted = fitted
     return found

@@ -52,7 +52,7 @@ def canonicalize(
     scaling: bool = True,
     sign: bool = True,
     permutation: bool = True,
-    reference: nn.Module | Float[Tensor, " p"] | None = None,
+    reference: nn.Module | Float[Tensor, " q"] | None = None,
 ) -> nn.Module | Float[Tensor, "*s p"]:
     """Other weights of the same function: the same ones for all weights that differ by symmetries of hidden units.
 

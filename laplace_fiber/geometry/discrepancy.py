@@ -41,7 +41,7 @@ class MMD:
 
 def mmd(
     samples_a: Float[Tensor, "m *d"],
-    samples_b: Float[Tensor, "n *d"],
+    samples_b: Float[Tensor, "n *e"],
     *,
     bandwidths: Sequence[float] = BANDWIDTHS,
     n_permutations: int = 0,

@@ -28,8 +28,9 @@ def through_latent_space(
 def latent_curves(first: FiberLaplace, second: FiberLaplace, s: Float[Tensor, " t"]) -> Float[Tensor, "t p"]:
     """The curve between the ends of two walks' first trajectories, decoded from a line in a latent space of both.
 
-    The autoencoder has the first one's settings, without the closed form, which knows the lines of one walk only. For
-    small networks: holds all states of both walks.
+    The autoencoder has the first one's settings, without the closed form, which knows the lines of one walk only, and
+    without λ₋, which would push two walks that share no state apart without bound. For small networks: holds all states
+    of both walks.
     """
     fits = [la._require_fit() for la in (first, second)]
     n = min(len(fit.states) for fit in fits)
@@ -41,6 +42,6 @@ def latent_curves(first: FiberLaplace, second: FiberLaplace, s: Float[Tensor, " 
         basis = torch.linalg.qr(offsets.flatten(0, 1).T).Q.T
     else:
         basis = torch.eye(len(origin), dtype=origin.dtype, device=origin.device)
-    settings = replace(first.autoencoder, closed_form=False)
+    settings = replace(first.autoencoder, closed_form=False, lambda_minus=0.0)
     lines = settings.fit(offsets @ basis.T)
     return origin + through_latent_space(lines, 0, n, s) @ basis
