@@ -118,6 +118,10 @@ backend, backend_kwargs, asdl_fisher_kwargs
         """Data behind each refinement."""
         return self.sampler.batch
 
+    def _trained(self, state: dict[str, Any] | None = None) -> Float[Tensor, " p"]:
+        settings = {} if state is None else {"canonicalize": state.get("canonicalize", False)}
+        return replace(self.sampler, **settings).start(self.network)
+
     def _fit(self, theta: Float[Tensor, " p"], joint: LogJoint, data: TrainingData, progress_bar: bool) -> None:
         """Walk, find the walk's subspace, and train the autoencoder; then write :attr:`report`."""
         walk = self.sampler.walk(replace(joint, autocast=self.sampler.autocast), theta, data, progress_bar)
@@ -253,6 +257,7 @@ backend, backend_kwargs, asdl_fisher_kwargs
             "ggn": None if self._curvature is None else self._curvature.ggn,
             "posterior": self.posterior,
             "seed": self.sampler.seed,
+            "canonicalize": self.sampler.canonicalize,
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -264,7 +269,8 @@ backend, backend_kwargs, asdl_fisher_kwargs
             Another class, version, likelihood or set of weights, or a model whose trained weights differ.
         """
         mean = self._take_hosted_state(state_dict)
-        self.posterior, self.sampler = state_dict["posterior"], replace(self.sampler, seed=state_dict["seed"])
+        kept = {"seed": state_dict["seed"], "canonicalize": state_dict.get("canonicalize", False)}
+        self.posterior, self.sampler = state_dict["posterior"], replace(self.sampler, **kept)
         self._fitted = FiberFit.from_state(state_dict, mean)
         ggn = state_dict["ggn"]
         self._curvature = None if ggn is None else SubspaceCurvature(ggn.to(mean.device), self._fitted.subspace.basis)

@@ -76,7 +76,7 @@ class FittedPosterior(HostedPosterior, ABC):
             raise ValueError("override: expected True, got False; a fit depends on all data: fit on their union.")
         data = TrainingData(train_loader, self._device, self.batch, self.dict_key_y, self.seed)
         self.network.check_last_layer(data.first[0])
-        theta = self.network.theta()
+        theta = self._trained()
         with self.network.evaluation():
             with torch.no_grad():
                 outputs = self.network.one(theta, data.first[0])
