@@ -1,9 +1,8 @@
 """The examples of the documentation, each in its short form."""
 
 import importlib.util
-import os
 import re
-import subprocess
+import socket
 import sys
 from pathlib import Path
 
@@ -89,20 +88,6 @@ def test_bayesian_optimisation(tmp_path):
     assert drawn(tmp_path / "best.png")
 
 
-def test_candidates_of_bayesian_optimisation_have_gradients():
-    pytest.importorskip("botorch")
-    module = example("bayesian_optimisation")
-    generator = torch.Generator().manual_seed(0)
-    x = 2 * torch.rand(8, 2, generator=generator, dtype=torch.float64) - 1
-    with torch.random.fork_rng():
-        surrogate = module.Surrogate(module.fitted(x, module.objective(x)[:, None], 0))
-    at = x[:6].view(3, 1, 2, 2)[:, 0].requires_grad_()
-    values = surrogate.posterior(at).values
-    assert values.shape == (3, 32, 2, 1)
-    (gradient,) = torch.autograd.grad(values.sum(), at)
-    assert (gradient != 0).all()
-
-
 def test_out_of_distribution(tmp_path):
     found = short("out_of_distribution", figure=tmp_path / "risk.png")
     assert found["posterior, entropy"] > 0.8
@@ -116,19 +101,19 @@ def test_what_is_served_is_what_was_fitted():
     assert found["served"].shape == (3, 2)
 
 
-def test_torchrun(tmp_path):
-    """Two processes have the posterior of one."""
-    alone = short("torchrun_walk", out=tmp_path / "alone.pt")
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    subprocess.run(
-        [*command, str(EXAMPLES / "torchrun_walk.py"), "--short", "--out", str(tmp_path / "together.pt")],
-        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
-        check=True,
-        timeout=180,
-    )
-    states = [torch.load(tmp_path / f"{name}.pt", weights_only=True) for name in ("alone", "together")]
-    torch.testing.assert_close(states[0]["states"].norm(dim=-1), states[1]["states"].norm(dim=-1), rtol=1e-3, atol=1e-3)
-    assert alone.shape == (2,)
+def test_torchrun(tmp_path, monkeypatch):
+    """The only process of a group has the posterior of one that walks alone; for two see test_processes.py."""
+    short("torchrun_walk", out=tmp_path / "alone.pt")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    own = {"RANK": 0, "LOCAL_RANK": 0, "WORLD_SIZE": 1, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    for name, value in own.items():
+        monkeypatch.setenv(name, str(value))
+    short("torchrun_walk", out=tmp_path / "together.pt")
+    assert not torch.distributed.is_initialized()
+    alone, together = (torch.load(tmp_path / f"{name}.pt", weights_only=True) for name in ("alone", "together"))
+    torch.testing.assert_close(together["states"], alone["states"])
 
 
 def test_gallery(tmp_path, monkeypatch):

@@ -16,7 +16,7 @@ from botorch.optim import optimize_acqf
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from laplace_fiber import FiberLaplace, LatentAutoencoder, TrajectorySampler
+from laplace_fiber import FiberLaplace, TrajectorySampler
 
 BOUNDS = torch.tensor([[-1.0, -1.0], [1.0, 1.0]], dtype=torch.float64)
 SIGMA = 0.05
@@ -43,7 +43,7 @@ class Surrogate(EnsembleModel):
         return functions.unflatten(1, X.shape[:-1]).movedim(0, -3)
 
 
-def fitted(x: Tensor, y: Tensor, seed: int) -> FiberLaplace:
+def fitted(x: Tensor, y: Tensor, seed: int, short: bool) -> FiberLaplace:
     """A network trained on all measurements, and the posterior around it."""
     torch.manual_seed(seed)
     model = nn.Sequential(nn.Linear(2, 24), nn.Tanh(), nn.Linear(24, 1)).double()
@@ -52,16 +52,15 @@ def fitted(x: Tensor, y: Tensor, seed: int) -> FiberLaplace:
         optimizer.zero_grad()
         (model(x) - y).square().mean().backward()
         optimizer.step()
-    sampler, autoencoder = TrajectorySampler(n_particles=16, n_steps=10), LatentAutoencoder(n_steps=300)
-    settings = {"sigma_noise": SIGMA, "sampler": sampler, "autoencoder": autoencoder, "enable_backprop": True}
-    la = FiberLaplace(model, "regression", **settings)
+    sampler = TrajectorySampler(n_particles=6, n_steps=4) if short else TrajectorySampler(n_particles=16, n_steps=10)
+    la = FiberLaplace(model, "regression", sigma_noise=SIGMA, sampler=sampler, enable_backprop=True)
     la.fit(DataLoader(TensorDataset(x, y), batch_size=64))
     return la
 
 
 def main(short: bool = False, figure: Path | None = None) -> dict[str, float]:
     """Two measurements a round, beside as many at random places."""
-    rounds, generator = 2 if short else 10, torch.Generator().manual_seed(0)
+    rounds, n_starts, generator = 2 if short else 10, 1 if short else 3, torch.Generator().manual_seed(0)
 
     def measured(x: Tensor) -> Tensor:
         return objective(x)[:, None] + SIGMA * torch.randn(len(x), 1, generator=generator, dtype=torch.float64)
@@ -69,8 +68,8 @@ def main(short: bool = False, figure: Path | None = None) -> dict[str, float]:
     x = 2 * torch.rand(6, 2, generator=generator, dtype=torch.float64) - 1
     y, best = measured(x), []
     for k in range(rounds):
-        acquisition = qLogExpectedImprovement(Surrogate(fitted(x, y, k)), best_f=y.max())
-        candidates, _ = optimize_acqf(acquisition, BOUNDS, q=2, num_restarts=3, raw_samples=16 if short else 64)
+        acquisition = qLogExpectedImprovement(Surrogate(fitted(x, y, k, short)), best_f=y.max())
+        candidates, _ = optimize_acqf(acquisition, BOUNDS, q=2, num_restarts=n_starts, raw_samples=20 * n_starts)
         x, y = torch.cat([x, candidates]), torch.cat([y, measured(candidates)])
         best.append(float(objective(x).max()))
         print(f"round {k + 1:2}: best value so far {best[-1]:.3f}")
@@ -92,6 +91,6 @@ def main(short: bool = False, figure: Path | None = None) -> dict[str, float]:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--short", action="store_true", help="two rounds")
+    parser.add_argument("--short", action="store_true", help="two rounds, and shorter walks")
     parser.add_argument("--figure", type=Path, help="where to draw the best value against the round")
     main(**vars(parser.parse_args()))

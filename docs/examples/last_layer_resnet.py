@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from laplace_fiber import FiberLaplace
+from laplace_fiber import FiberLaplace, TrajectorySampler
 from laplace_fiber.metrics import evaluate
 
 SIZE, CLASSES = 16, 3
@@ -66,7 +66,8 @@ def main(short: bool = False) -> dict[str, float]:
     model.eval()
 
     start = time.perf_counter()
-    la = FiberLaplace(model, "classification", subset="last_layer")
+    sampler = TrajectorySampler(n_particles=8, n_steps=5) if short else None
+    la = FiberLaplace(model, "classification", subset="last_layer", sampler=sampler)
     la.fit(train)
     total = sum(p.numel() for p in model.parameters())
     print(f"{la.n_params} of {total} weights move; fitted in {time.perf_counter() - start:.1f} s")
@@ -88,5 +89,5 @@ def main(short: bool = False) -> dict[str, float]:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--short", action="store_true", help="fewer images and less training")
+    parser.add_argument("--short", action="store_true", help="fewer images, less training and a shorter walk")
     main(**vars(parser.parse_args()))
