@@ -1,13 +1,16 @@
 """Pictures show the numbers that they are given, and refuse what they cannot show."""
 
-import subprocess
+import importlib
+import re
 import sys
+from pathlib import Path
 
 import matplotlib
 import pytest
 import torch
 from matplotlib import pyplot
 
+import laplace_fiber
 from benchmarks import style as benchmark_style
 from laplace_fiber import FiberLaplace, comparison, plots
 from laplace_fiber.metrics import TargetDistribution, reliability
@@ -326,17 +329,20 @@ def test_new_figures_are_made_where_no_axes_are_given(classification):
     }
 
 
-def test_matplotlib_is_imported_for_pictures_alone():
-    """By this package: torchmetrics imports it wherever it is installed."""
-    code = """
-import sys
-import laplace_fiber
-assert not any(name.startswith("laplace_fiber") and "plots" in name for name in sys.modules)
-sys.modules["matplotlib"] = None
-try:
-    import laplace_fiber.plots
-except ImportError as error:
-    print(error)
-"""
-    result = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, check=True)
-    assert "pip install 'laplace-fiber[plots]'" in result.stdout
+def test_pictures_are_imported_where_they_are_drawn_alone():
+    """At the top of a file, only the modules of pictures import them or matplotlib."""
+    package = Path(laplace_fiber.__file__).parent
+    modules = [file for file in package.rglob("*.py") if "plots" not in str(file.relative_to(package))]
+    assert len(modules) > 80
+    drawing = re.compile(
+        r"^(from|import) (matplotlib|laplace_fiber\.(plots|comparison\.plots))|^from .* import plots", re.M
+    )
+    assert [file.name for file in modules if drawing.search(file.read_text())] == []
+
+
+def test_matplotlib_is_asked_for_with_the_remedy(monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    for name in [name for name in sys.modules if name.startswith("laplace_fiber.plots")]:
+        monkeypatch.delitem(sys.modules, name)
+    with pytest.raises(ImportError, match=r"pip install 'laplace-fiber\[plots\]'"):
+        importlib.import_module("laplace_fiber.plots")
