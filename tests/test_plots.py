@@ -95,6 +95,17 @@ def test_a_distribution_of_targets_has_one_band(ax):
     assert {name: edge.y1 for name, edge in band_edges(ax).items()} == {"y, two sigma": 1.0}
 
 
+def test_bands_take_the_covariance_of_a_linearised_network(ax):
+    mean, covariance = torch.zeros(3, 1), torch.full((3, 1, 1), 0.25)
+    plots.bands(torch.arange(3.0), (mean, covariance), ax=ax)
+    assert {name: edge.y1 for name, edge in band_edges(ax).items()} == {"f, two sigma": 1.0}
+    flat, full = pyplot.subplots(1, 2)[1]
+    y = torch.randn(3, 1, generator=torch.Generator().manual_seed(0))
+    for axis, variance in ((flat, covariance[..., 0]), (full, covariance)):
+        plots.reliability({"linearised": (mean, variance)}, y, ax=axis)
+    assert flat.lines[1].get_xydata().tolist() == full.lines[1].get_xydata().tolist()
+
+
 def test_bands_refuse_several_outputs_and_draws_without_samples():
     with pytest.raises(ValueError, match="one output for each of 3 inputs"):
         plots.bands(torch.arange(3.0), torch.zeros(7, 3, 2))
@@ -222,6 +233,8 @@ def test_weights_keep_their_distances_in_the_plane(ax):
     star = torch.tensor(ax.lines[0].get_xydata()[0])
     torch.testing.assert_close((drawn - star).norm(dim=1), torch.cat(list(points.values())).norm(dim=1))
     assert names_in(ax.get_legend()) == ["Fiber", "HMC", "trained weights"]
+    with pytest.raises(ValueError, match="two samples and weights or more"):
+        plots.weight_components({"a": torch.zeros(1, 3)})
     with pytest.raises(ValueError, match="over the same weights"):
         plots.weight_components({"a": torch.zeros(2, 3), "b": torch.zeros(2, 4)})
 
