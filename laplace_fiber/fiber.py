@@ -147,6 +147,11 @@ backend, backend_kwargs, asdl_fisher_kwargs
         if self.sampler.checkpoint is not None and ranks.first:
             self.sampler.checkpoint.remove()
 
+    @property
+    def fitted(self) -> FiberFit:
+        """The walk's subspace, states and latent lines; ``RuntimeError`` before fit."""
+        return self._require_fit()
+
     def _forget_fit(self) -> None:
         self.mean = self._fitted = self.report = None
 
