@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
@@ -146,6 +145,15 @@ backend, backend_kwargs, asdl_fisher_kwargs
     def _forget_fit(self) -> None:
         self.mean = self._fitted = self.report = None
 
+    def settings_shown(self) -> dict[str, Any]:
+        """Those of the walk and the autoencoder, and the curves."""
+        return {"posterior": self.posterior, "sampler": self.sampler, "autoencoder": self.autoencoder}
+
+    def outcome(self) -> str:
+        """Also whether the report holds advice."""
+        advice = self.report is not None and self.report.advice()
+        return super().outcome() + ("; print(la.report) for advice" if advice else "")
+
     def fit_warnings(self) -> Sequence[str]:
         """Those of :attr:`report`."""
         return () if self.report is None else self.report.warnings
@@ -167,7 +175,7 @@ backend, backend_kwargs, asdl_fisher_kwargs
         repeats = generator is None
         generator = self._generator(generator, n_samples, self.sampler.seed)
         fitted, share = self._require_fit(), self.walk_share
-        fitted.warn_of_changes(self.sigma_noise.detach(), self.temperature)
+        self._say_changed(fitted.changes(self.sigma_noise.detach(), self.temperature))
         asked = (n_samples, self.posterior, repr(self.position), share, self.sampler.seed)
         kept = self._kept[1] if repeats and self._kept is not None and self._kept[0] == asked else None
         if kept is None:
@@ -194,10 +202,9 @@ backend, backend_kwargs, asdl_fisher_kwargs
         fitted = self._require_fit()
         missing = fitted.missing_reach(self.prior_precision_diag)
         if missing > 1:
-            warnings.warn(
+            self._notices.say(
                 f"prior_precision is below its value at fit: it asks for {missing:.2f} times the walk's reach. "
-                "The walk is used as far as it goes; fit again with this prior_precision for the wider posterior.",
-                stacklevel=3,
+                "The walk is used as far as it goes; fit again with this prior_precision for the wider posterior."
             )
         return fitted.share_for(self.prior_precision_diag)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from typing import Any, Literal, TypeAlias
@@ -16,6 +15,7 @@ from laplace_fiber.data import TrainingData
 from laplace_fiber.effective_dimension import PROBES, EffectiveDimension, effective_dimension
 from laplace_fiber.host import HostedPosterior
 from laplace_fiber.log_joint import LogJoint, check_shapes
+from laplace_fiber.shown import arguments
 
 BatchChoice: TypeAlias = Literal["auto", "full", "loader"]
 """Data behind one gradient: all of them, the loader's batches, or all up to 10,000 points."""
@@ -98,7 +98,28 @@ class FittedPosterior(HostedPosterior, ABC):
         self._forget_predictions()
         self.mean = theta
         for message in self.fit_warnings():
-            warnings.warn(message, stacklevel=2)
+            self._notices.say(message)
+
+    def settings_shown(self) -> dict[str, Any]:
+        """Settings of the method that ``repr`` names."""
+        return {}
+
+    def outcome(self) -> str:
+        """What ``repr`` tells of a fit."""
+        return f"fitted to {self.n_data} points"
+
+    def __repr__(self) -> str:
+        tau = self.prior_precision.detach()
+        own = {"prior_precision": float(f"{float(tau):.4g}") if tau.numel() == 1 else f"{tau.numel()} values"}
+        settings = arguments(own | self.settings_shown())
+        state = "not fitted; call fit(train_loader)" if self.mean is None else self.outcome()
+        return f"{type(self).__name__}({self.likelihood}, {self.n_params:,} weights, {settings}): {state}"
+
+    def _say_changed(self, names: Sequence[str]) -> None:
+        if names:
+            self._notices.say(
+                f"{' and '.join(names)} changed since fit; weight samples are those of the fit: fit again."
+            )
 
     def effective_dimension(self, rank: int | None = None, probes: int = PROBES) -> EffectiveDimension:
         """How many directions of the moving weights the training data determine, against the prior: Σ λ/(λ + τ).
