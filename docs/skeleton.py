@@ -35,7 +35,7 @@ class AnchoredSettings(Settings):
 class AnchoredEnsemble(StoredPosterior[AnchoredSettings]):
     """M minima of J with the prior's mean replaced by draws from the prior: aₘ ~ N(μ₀, diag(1/τ)).
 
-    Where the data say nothing about a direction, a member stays at its anchor, so that members spread as the prior does.
+    Where the data say nothing, a member stays at its anchor, so that members spread there as the prior does.
 
     Source: Pearce, Leibfried and Brintrup (2020), *Uncertainty in neural networks: approximately Bayesian ensembling*.
     Settings: :class:`AnchoredSettings`.
