@@ -1,4 +1,4 @@
-"""One-dimensional regression drawn as bands: shared by the demonstration and the figures."""
+"""Data and limits of one-dimensional regression drawn as bands: shared by the demonstration and the figures."""
 
 from __future__ import annotations
 
@@ -9,18 +9,6 @@ from matplotlib.axes import Axes
 from torch import Tensor
 
 from benchmarks.datasets import Dataset
-
-
-def draw_bands(axis: Axes, x: Tensor, curve: tuple[Tensor, Tensor], sigma: float, colour: str) -> None:
-    """Two standard deviations of the function f (dark) and of the target y = f + noise (light) around the mean.
-
-    ``curve`` is mean and variance of f at the inputs ``x``, all (b,).
-    """
-    mean, variance = curve
-    for deviation, alpha, name in (((variance + sigma**2).sqrt(), 0.2, "y"), (variance.sqrt(), 0.35, "f")):
-        low, high = mean - 2 * deviation, mean + 2 * deviation
-        axis.fill_between(x, low, high, color=colour, alpha=alpha, lw=0, label=f"{name}, two sigma")
-    axis.plot(x, mean, color=colour, lw=1.8, label="mean")
 
 
 def draw_data(axis: Axes, dataset: Dataset) -> None:

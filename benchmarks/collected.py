@@ -181,14 +181,6 @@ def grouped(
     return found
 
 
-def summary(values: Iterable[float]) -> tuple[float, float]:
-    """Mean and standard error; the latter 0 for one value, or where one is not finite."""
-    numbers = list(values)
-    mean = statistics.fmean(numbers)
-    spread = statistics.stdev(numbers) if len(numbers) > 1 and math.isfinite(mean) else 0.0
-    return mean, spread / math.sqrt(len(numbers))
-
-
 def score_of(record: Mapping[str, Any], measure: str = "nll", part: str = "test") -> float | None:
     """A score of a record on test or validation data, where it has it."""
     value = record["metrics"].get(part, {}).get(measure)

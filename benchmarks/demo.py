@@ -12,15 +12,15 @@ from torch import Tensor
 from tqdm import tqdm
 
 from benchmarks import environment
-from benchmarks.bands import draw_bands, draw_data, limits_around
+from benchmarks.bands import draw_data, limits_around
 from benchmarks.datasets import Dataset, load, snelson_grid
 from benchmarks.methods import METHODS, Effort
 from benchmarks.models import noise_scale, train
-from benchmarks.pictures import moments
 from benchmarks.report import markdown_table
 from benchmarks.style import COLOURS, MEASURES, label
 from benchmarks.tabular import scores_and_times
-from laplace_fiber.metrics import Prediction
+from laplace_fiber.metrics import Prediction, moments
+from laplace_fiber.plots.bands import draw_bands
 
 SEED = 0
 PANELS = ("la-gn", "la-lowrank", "lla", "fiber-gaussian", "fiber-latent", "fiber-states")

@@ -23,7 +23,7 @@ from benchmarks.runs import Run
 from laplace_fiber import FiberLaplace, LatentAutoencoder, TrajectorySampler, comparison, typical_set_walk
 from laplace_fiber.baselines import HMC
 from laplace_fiber.comparison.task import Task
-from laplace_fiber.metrics import Prediction
+from laplace_fiber.metrics import Prediction, moments
 from laplace_fiber.paths import PosteriorForm
 
 PRIOR_PRECISION = 1.0
@@ -81,17 +81,6 @@ def measure(run: Run) -> dict[str, Any]:
     picture = _components(run, task) if run.method == COMPONENTS else _functions(run, task, dataset)
     settings = {"prior_precision": PRIOR_PRECISION, "sigma_noise": task.sigma_noise}
     return {"picture": picture, "fit_seconds": time.perf_counter() - start, "settings": settings}
-
-
-def moments(prediction: Prediction) -> tuple[Tensor, Tensor]:
-    """Mean and variance of the function at each input, of samples (s, b, 1) or of a closed form."""
-    if isinstance(prediction, tuple):
-        mean, variance = prediction
-    elif len(prediction) == 1:
-        mean, variance = prediction[0], torch.zeros_like(prediction[0])
-    else:
-        variance, mean = torch.var_mean(prediction, dim=0)
-    return mean.flatten(), variance.flatten()
 
 
 def _task(run: Run, dataset: Dataset, model: nn.Module) -> Task:

@@ -142,17 +142,17 @@ backend, backend_kwargs, asdl_fisher_kwargs
         if self.sampler.checkpoint is not None and ranks.first:
             self.sampler.checkpoint.remove()
 
+    @property
+    def fitted(self) -> FiberFit:
+        """The walk's subspace, states and latent lines; ``RuntimeError`` before fit."""
+        return self._require_fit()
+
     def _forget_fit(self) -> None:
         self.mean = self._fitted = self.report = None
 
     def settings_shown(self) -> dict[str, Any]:
         """Those of the walk and the autoencoder, and the curves."""
         return {"posterior": self.posterior, "sampler": self.sampler, "autoencoder": self.autoencoder}
-
-    def outcome(self) -> str:
-        """Also whether the report holds advice."""
-        advice = self.report is not None and self.report.advice()
-        return super().outcome() + ("; print(la.report) for advice" if advice else "")
 
     def fit_warnings(self) -> Sequence[str]:
         """Those of :attr:`report`."""

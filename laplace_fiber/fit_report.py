@@ -17,6 +17,7 @@ from laplace_fiber.log_joint import LogJoint
 from laplace_fiber.measured import Measured
 from laplace_fiber.paths import WalkCurves
 from laplace_fiber.recording import Recorder
+from laplace_fiber.trace import WalkTrace
 from laplace_fiber.trajectories import Trajectories
 from laplace_fiber.typical_set import Arrival
 
@@ -77,6 +78,8 @@ class FitReport:
         For a walk to the typical set: where it ends, and where it should.
     evidence
         What ``evidence=True`` has chosen; None without it.
+    trace
+        The walk drift by drift; :func:`laplace_fiber.plots.walk` draws it.
     """
 
     objective_map: float
@@ -105,6 +108,7 @@ class FitReport:
     arrival: Arrival | None = None
     evidence: EvidenceChoice | None = None
     warnings: tuple[str, ...] = field(default=())
+    trace: WalkTrace | None = field(default=None, repr=False, compare=False)
 
     @property
     def nll_increase(self) -> float:
@@ -232,6 +236,7 @@ def report_on(joint: LogJoint, walk: Trajectories, lines: LatentLines, data: Tra
         acceptance=walk.acceptance,
         arrival=walk.arrival,
         evidence=walk.evidence,
+        trace=walk.trace,
         warnings=tuple(_warnings(walk, imbalance, balanced, lost, len(states))),
     )
 

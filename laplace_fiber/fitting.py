@@ -104,16 +104,15 @@ class FittedPosterior(HostedPosterior, ABC):
         """Settings of the method that ``repr`` names."""
         return {}
 
-    def outcome(self) -> str:
-        """What ``repr`` tells of a fit."""
-        return f"fitted to {self.n_data} points"
-
     def __repr__(self) -> str:
         tau = self.prior_precision.detach()
         own = {"prior_precision": float(f"{float(tau):.4g}") if tau.numel() == 1 else f"{tau.numel()} values"}
         settings = arguments(own | self.settings_shown())
-        state = "not fitted; call fit(train_loader)" if self.mean is None else self.outcome()
-        return f"{type(self).__name__}({self.likelihood}, {self.n_params:,} weights, {settings}): {state}"
+        title = f"{type(self).__name__}({self.likelihood}, {self.n_params:,} weights, {settings})"
+        if self.mean is None:
+            return f"{title}: not fitted; call fit(train_loader)"
+        found = len(self.fit_warnings())
+        return f"{title}: fitted to {self.n_data} points" + (f", {found} warning{'s' * (found > 1)}" if found else "")
 
     def _say_changed(self, names: Sequence[str]) -> None:
         if names:

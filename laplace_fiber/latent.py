@@ -121,7 +121,7 @@ class LatentAutoencoder:
             self._train(encoder, decoder, shown, generator, progress_bar)
         with torch.no_grad():
             latent = encoder(shown)
-            lines = LatentLines(decoder, latent[0, 0], latent[:, -1], scale, straightness(latent))
+            lines = LatentLines(decoder, latent[0, 0], latent[:, -1], scale, straightness(latent), latent)
             if self.closed_form:
                 units = self.line_units or min(math.ceil(1.2 * states[..., 0].numel()), MOST_LINE_UNITS)
                 lines.decoder = _decoder_of_lines(lines, states, units, self.ridge, generator)
@@ -174,6 +174,8 @@ class LatentLines:
         S, the length unit of the decoder's output.
     straightness
         Mean over trajectories of latent chord length over latent path length; 1 is straight.
+    path
+        φ of all states, which no sample needs: kept by the fit alone, and not saved with a state.
     """
 
     def __init__(
@@ -183,8 +185,10 @@ class LatentLines:
         ends: Float[Tensor, "n z"],
         scale: Float[Tensor, ""],
         straightness: float,
+        path: Float[Tensor, "n t z"] | None = None,
     ) -> None:
         self.decoder, self.start, self.ends, self.scale, self.straightness = decoder, start, ends, scale, straightness
+        self.path = path
 
     def latent(self, trajectory: Int[Tensor, " s"], s: Float[Tensor, " s"]) -> Float[Tensor, "s z"]:
         """The latent points at position s ∈ [0, 1] of the given trajectories."""

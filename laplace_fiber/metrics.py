@@ -196,6 +196,17 @@ def uncertainty(prediction: Prediction, classes: bool) -> Float[Tensor, " b"]:
     return prediction.double().var(dim=0, correction=0).flatten(1).sum(dim=1)
 
 
+def moments(prediction: Prediction) -> tuple[Float[Tensor, " bc"], Float[Tensor, " bc"]]:
+    """Mean and variance at each input and output, of samples (s, b, c) or of a closed form."""
+    if isinstance(prediction, tuple):
+        mean, variance = prediction
+    elif len(prediction) == 1:
+        mean, variance = prediction[0], torch.zeros_like(prediction[0])
+    else:
+        variance, mean = torch.var_mean(prediction, dim=0)
+    return mean.flatten(), variance.flatten()
+
+
 def detection_auroc(inside: Float[Tensor, " n"], outside: Float[Tensor, " m"]) -> float:
     """P(outside > inside) + ½ P(outside = inside): area under the ROC curve when large values mean "outside".
 

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from torch.nn import functional
 
 from laplace_fiber.memory import available_bytes
 
@@ -226,6 +227,11 @@ class StreamingBasis:
     def finished(self) -> Subspace:
         """The subspace of all vectors shown."""
         return Subspace(self.origin, self.basis)
+
+    def together(self, parts: list[Tensor]) -> Float[Tensor, "n t r"]:
+        """Coordinates of the origin and of everything shown, of which earlier parts lack the later dimensions."""
+        padded = [functional.pad(c, (0, self.rank - c.shape[1])) for c in parts]
+        return torch.stack([torch.zeros_like(padded[0]), *padded], 1)
 
     def _take_out(self, vectors: Float[Tensor, "n p"]) -> Float[Tensor, "n r"]:
         """Coordinates along the rows so far; these parts of the vectors are subtracted in place."""

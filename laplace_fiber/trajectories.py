@@ -26,6 +26,7 @@ from laplace_fiber.refinement import Refinement, RefineToLevel, RefineToTypicalS
 from laplace_fiber.shown import with_changes
 from laplace_fiber.subspace import BasisStorage, Subspace
 from laplace_fiber.thermal import Thermalisation
+from laplace_fiber.trace import WalkTrace
 from laplace_fiber.typical_set import Arrival
 from laplace_fiber.walk import Walk
 
@@ -40,8 +41,8 @@ class Trajectories:
         The span of all states.
     coordinates
         Of θ after each drift and its refinement in that subspace; t = 0, the MAP, is zero.
-    objective
-        J(θ)/n_data at the states, each estimated on the batch of its step.
+    trace
+        Objective, loss, distance and rejected steps, drift by drift.
     lost_at
         The step t at which a particle's objective was no longer finite (its later states repeat its last good one);
         T + 1 for a particle that arrived.
@@ -73,7 +74,7 @@ class Trajectories:
 
     subspace: Subspace
     coordinates: Float[Tensor, "n t r"]
-    objective: Float[Tensor, "n t"]
+    trace: WalkTrace
     lost_at: Float[Tensor, " n"]
     step_sizes: Float[Tensor, " n"]
     rejected_share: float

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from torch.nn import functional
 from tqdm import tqdm
 
 from laplace_fiber.balance import checked_start
@@ -28,6 +27,7 @@ from laplace_fiber.settling import Settling
 from laplace_fiber.sharpness import sharpness
 from laplace_fiber.subspace import StreamingBasis
 from laplace_fiber.thermal import Heat, Thermalisation
+from laplace_fiber.trace import TraceNotes
 from laplace_fiber.typical_set import Arrival, TypicalSet
 
 if TYPE_CHECKING:
@@ -82,12 +82,13 @@ class Walk:
         self.lost_at = torch.full((own,), settings.n_steps + 1, device=origin.device)
         self.basis = StreamingBasis(origin, n * settings.n_steps, settings.basis)
         self.coordinates: list[Float[Tensor, "n _"]] = []
-        self.objective = [value.repeat(n)]
         self.t = 0
         # At once where steps are to be compiled, or layers below the moving ones are to be run only once.
         at_once = bool(settings.compile) or joint.network.is_part
         self.recorder = Recorder(0 if at_once else RECORD_AFTER, bool(settings.compile))
         self.joint = joint
+        self.trace = TraceNotes(joint, data)
+        self.trace.add(value.repeat(n), self.trace.nll_of(value[None], origin[None]).repeat(n), Counts())
         self.descent = Descent(joint, settings.refinement, settings.descent, self.recorder)
         self.acceptance = math.nan
         self.settled: tuple[float, float] | None = None
@@ -107,6 +108,7 @@ class Walk:
             "weights": on_same_terms(origin),
             "prior_precision": on_same_terms(joint.prior_precision),
             "loss": f"{float(value):.5g}",
+            "version": 2,  # of saved walks
         }
         self.ranks.check_same(**self.identity)
         self.group = settings.chunk_size or joint.chunk_size or 0
@@ -116,11 +118,10 @@ class Walk:
 
     def run(self, progress_bar: bool) -> dict[str, Any]:
         """Walk to the end; the fields of :class:`~laplace_fiber.trajectories.Trajectories`."""
-        n_steps, started = self.settings.n_steps, time.monotonic()
-        shown = progress_bar and self.ranks.first
+        n_steps, started, hidden = self.settings.n_steps, time.monotonic(), not (progress_bar and self.ranks.first)
         thermal = self.settings.thermal if self.data.full else None
         total = n_steps + (thermal.n_trajectories if thermal else 0)
-        with tqdm(total=total, initial=self.t, desc="walk", disable=not shown, leave=None) as bar:
+        with tqdm(total=total, initial=self.t, desc="walk", disable=hidden, leave=None) as bar:
             while self.t < n_steps:
                 self.t += 1
                 self._drift()
@@ -135,7 +136,7 @@ class Walk:
                     self.recorder = self.descent.recorder = Recorder(after=0, compiled=True)
                 bar.update()
                 bar.set_postfix(
-                    objective=f"{float(self.objective[-1].mean()):.4g}",
+                    objective=f"{float(self.trace.objective[-1].mean()):.4g}",
                     rejected=f"{self.descent.counts.rejected_share:.0%}",
                     basis=self.basis.rank,
                 )
@@ -184,6 +185,9 @@ class Walk:
             for rows in self._alive():
                 self.theta[rows], stepped = settling.settled(rows, self.theta[rows], self.normal[rows], level)
                 self.descent.counts.evaluated += stepped
+        for rows in self._alive():
+            energy = self.joint.prior_energy(self.theta[rows])
+            self.value[rows] = (self.joint.data_term(self.theta[rows], level.batch) + energy) / self.joint.n_data
         alive = self.lost_at > self.settings.n_steps
         figures = (settling.excess[alive], settling.errors[alive].square())
         *sums, count = self.ranks.sum(*(float(f.sum()) for f in figures), float(alive.sum()))
@@ -197,7 +201,8 @@ class Walk:
     def _keep(self) -> None:
         """Add everyone's states to the basis."""
         n = self.settings.n_particles
-        self.objective.append(self.ranks.gather(self.value, n))
+        nll = self.ranks.gather(self.trace.nll_of(self.value, self.theta), n)
+        self.trace.add(self.ranks.gather(self.value, n), nll, self._counts())
         lost = self.ranks.gather(self.lost_at, n) <= self.settings.n_steps
         if bool(lost.all()):
             raise RuntimeError(
@@ -226,7 +231,7 @@ class Walk:
             "group": self.group,
             "position": self.data.position,
             "coordinates": self.coordinates,
-            "objective": self.objective,
+            "trace": self.trace.to_state(),
             "acceptance": self.acceptance,
             "settled": self.settled,
             "counts": list(astuple(self._counts())),
@@ -244,7 +249,8 @@ class Walk:
             return
         for name in ("theta", "value", "eta", "lost_at"):
             getattr(self, name).copy_(state[name][self.own])
-        self.t, self.coordinates, self.objective = state["t"], state["coordinates"], state["objective"]
+        self.t, self.coordinates = state["t"], state["coordinates"]
+        self.trace.restore(state["trace"])
         self.group, self.acceptance, self.settled = state["group"], state["acceptance"], state["settled"]
         self.recorder.calls = dict(state["calls"])
         if self.ranks.first:
@@ -274,14 +280,12 @@ class Walk:
         return Counts(*map(int, self.ranks.sum(*astuple(self.descent.counts))))
 
     def _result(self) -> dict[str, Any]:
-        n, rank = self.settings.n_particles, self.basis.rank
-        counts, excess = self._counts(), self._excess()
-        padded = [functional.pad(c, (0, rank - c.shape[1])) for c in self.coordinates]
-        coordinates = torch.stack([torch.zeros_like(padded[0]), *padded], 1)
+        n, counts, excess = self.settings.n_particles, self._counts(), self._excess()
+        coordinates = self.basis.together(self.coordinates)
         return {
             "subspace": self.basis.finished(),
             "coordinates": coordinates,
-            "objective": torch.stack(self.objective, 1),
+            "trace": self.trace.finished(coordinates),
             "lost_at": self.ranks.gather(self.lost_at, n),
             "step_sizes": self.ranks.gather(self.eta, n),
             "rejected_share": counts.rejected_share,

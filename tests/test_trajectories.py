@@ -72,7 +72,7 @@ def test_refinement_never_raises_the_objective(descent):
         )
         for m in range(5)
     ]
-    ends = torch.stack([walk.objective[:, -1] for walk in walks])
+    ends = torch.stack([walk.trace.objective[:, -1] for walk in walks])
     assert bool((ends[1:] <= ends[:-1]).all())
     assert bool((ends[-1] < ends[0]).all())
 
@@ -258,3 +258,34 @@ def test_steps_into_spare_memory_are_the_same(monkeypatch, n, after):
     again, counts_again = ends()
     torch.testing.assert_close(tuple(again), tuple(expected), rtol=0, atol=0)
     assert counts_again == counts
+
+
+# --- what a walk notes of itself -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("likelihood", ["classification", "regression"])
+def test_the_trace_holds_what_the_states_give(likelihood):
+    model, data = regressor() if likelihood == "regression" else classifier()
+    joint, training = joint_of(model, data, likelihood, tau=0.5, sigma=0.3 if likelihood == "regression" else 1.0)
+    walk = walk_of(joint, training, TrajectorySampler(n_particles=3, n_steps=4))
+    states, everything = walk.states, training.everything()
+    objective = torch.stack([joint.objective(states[:, t], everything) for t in range(5)], 1).detach()
+    torch.testing.assert_close(walk.trace.objective, objective)
+    torch.testing.assert_close(
+        walk.trace.nll, torch.stack([joint.nll(states[:, t], everything) for t in range(5)], 1)
+    )
+    distance = (states - states[:, :1]).norm(dim=-1)
+    torch.testing.assert_close(walk.trace.distance, distance)
+
+
+def test_rejected_steps_of_all_drifts_make_up_the_share_of_the_walk():
+    model, data = classifier()
+    joint, training = joint_of(model, data, "classification")
+    sampler = TrajectorySampler(n_particles=3, n_steps=4, descent="monotone", step_size=30.0)
+    walk = walk_of(joint, training, sampler)
+    share = walk.trace.rejected_share
+    assert share.shape == (5,)
+    assert share[0] == 0
+    assert share.min() >= 0
+    assert share[1:].min() <= walk.rejected_share <= share.max()
+    assert walk.rejected_share > 0

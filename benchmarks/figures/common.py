@@ -9,10 +9,9 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from benchmarks.collected import Collected, Record, summary
+from benchmarks.collected import Collected, Record
 from benchmarks.style import COMPARED, in_order, label, mark
-
-LINE: dict[str, Any] = {"lw": 1.3, "ms": 5.0, "capsize": 2.0, "elinewidth": 0.8}
+from laplace_fiber.plots.shifts import error_line
 
 
 @dataclass(frozen=True)
@@ -62,12 +61,9 @@ def panels(figure: Figure, n: int, columns: int, x_label: str, y_label: str) -> 
     return list(axes.flat)[:n]
 
 
-def error_line(axis: Axes, method: str, points: Mapping[float, Sequence[float]], **options: Any) -> None:
+def method_line(axis: Axes, method: str, points: Mapping[float, Sequence[float]]) -> None:
     """Means and standard errors at each position, joined, in the method's colour."""
-    places = sorted(points)
-    pairs = [summary(points[p]) for p in places]
-    means, errors = zip(*pairs, strict=True)
-    axis.errorbar(places, means, errors, label=label(method), **mark(method), **LINE, **options)
+    error_line(axis, points, label=label(method), **mark(method))
 
 
 def legend_of(figure: Figure, axes: Iterable[Axes], columns: int) -> None:

@@ -10,10 +10,11 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from benchmarks import paper
-from benchmarks.collected import WITHOUT_FIT, Collected, Record, grouped, score_of, summary
-from benchmarks.figures.common import LINE, Picture, error_line, legend_of, methods_of, new_figure, panels
+from benchmarks.collected import WITHOUT_FIT, Collected, Record, grouped, score_of
+from benchmarks.figures.common import Picture, legend_of, method_line, methods_of, new_figure, panels
 from benchmarks.style import in_order, label, mark
 from laplace_fiber import LatentAutoencoder, RefineToLevel, TrajectorySampler
+from laplace_fiber.plots.shifts import error_line
 
 LINES = ("map", *(m for m in paper.METHODS if m != "hmc"), "fiber_typical")
 """Methods with a line in Figures 6 and 7: more than the paper's would hide each other."""
@@ -72,7 +73,7 @@ def _scaling(results: Collected) -> Figure:
         done = [r for r in mine if r["status"] == "finished"]
         for axis, value in ((time_axis, log_seconds), (loss_axis, score_of)):
             if done and (points := grouped(done, layers_of, value)):
-                error_line(axis, method, points)
+                method_line(axis, method, points)
         failed = {layers_of(r) for r in mine} - {layers_of(r) for r in done}
         for axis in (time_axis, loss_axis):  # at the upper edge, in axes' coordinates
             for layers in sorted(failed):
@@ -122,7 +123,7 @@ def _rotation(results: Collected) -> Figure:
     figure = new_figure(7.5, 5.0)
     axis = figure.subplots()
     for method in _ordered(found):
-        error_line(axis, method, _log_likelihoods(found[method], float))
+        method_line(axis, method, _log_likelihoods(found[method], float))
     axis.set_xlabel("rotation (degrees)")
     axis.set_ylabel("log-likelihood")
     axis.grid(color="0.92", lw=0.6)
@@ -140,7 +141,7 @@ def _corruption(results: Collected) -> Figure:
         for method in _ordered(found):
             chosen = {s: v for s, v in found[method].items() if s.startswith(f"{name}/")}
             if chosen:
-                error_line(axis, method, _log_likelihoods(chosen, _severity))
+                method_line(axis, method, _log_likelihoods(chosen, _severity))
         axis.set_title(name.replace("_", " "), fontsize=9)
         axis.set_xticks(range(1, 6))
     legend_of(figure, axes, 5)
@@ -206,10 +207,7 @@ def _setting(axis: Axes, placed: Sequence[tuple[float, Record]]) -> None:
             losses: dict[float, list[float]] = {}
             for value, record in mine:
                 losses.setdefault(position[value], []).append(record["metrics"][part]["nll"])
-            pairs = [summary(losses[p]) for p in sorted(losses)]
-            means, errors = zip(*pairs, strict=True)
-            name = f"{label(walk)}, {part}"
-            axis.errorbar(sorted(losses), means, errors, label=name, ls=style, **mark(walk), **LINE)
+            error_line(axis, losses, label=f"{label(walk)}, {part}", ls=style, **mark(walk))
     axis.set_xticks(list(position.values()), [f"{v:g}" if math.isfinite(v) else "default" for v in values], fontsize=7)
     axis.tick_params(axis="y", labelsize=7)
     axis.grid(color="0.92", lw=0.6)

@@ -10,18 +10,17 @@ import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from benchmarks.bands import draw_bands, draw_data, limits_around
+from benchmarks.bands import draw_data, limits_around
 from benchmarks.collected import Collected, Record
 from benchmarks.datasets import load
 from benchmarks.figures.common import Picture, legend_of, new_figure
 from benchmarks.pictures import AXES, DEFAULTS
 from benchmarks.style import COLOURS, label
+from laplace_fiber.plots.bands import draw_bands
+from laplace_fiber.plots.surfaces import draw_classes, draw_surface
 
 SEED = 0
 MARGIN = 3.0  # of the y axis around Snelson's targets; a band may leave the panel
-LEVELS = 10
-"""Steps of colour of a surface."""
-
 FORM_TITLES = {
     "gaussian": "Gaussian, covariance of the states",
     "states": "Fiber, states of the walk",
@@ -137,14 +136,10 @@ def _band(axis: Axes, record: Record, form: str, colour: str) -> None:
 def _surface(axis: Axes, record: Record, form: str, key: str) -> Any:
     picture = record["picture"]
     across, up, data = picture["across"], picture["up"], picture["data"]
-    values = torch.tensor(picture["forms"][form][key]).reshape(len(up), len(across))
-    colours, highest = ("RdBu_r", 1.0) if key == "mean" else ("viridis", 0.5)
-    levels = torch.linspace(0.0, highest, LEVELS + 1).tolist()
-    drawn = axis.contourf(across, up, values, levels, cmap=colours)
-    for number, (face, marker) in enumerate((("white", "o"), ("0.2", "s"))):
-        chosen = [i for i, c in enumerate(data["class"]) if c == number]
-        x, y = ([data[k][i] for i in chosen] for k in ("x", "y"))
-        axis.scatter(x, y, s=5, facecolor=face, edgecolor="0.2", lw=0.4, marker=marker)
+    values = torch.tensor(picture["forms"][form][key])
+    drawn = draw_surface(axis, (across, up), values, *(("RdBu_r", 1.0) if key == "mean" else ("viridis", 0.5)))
+    points = torch.tensor([data["x"], data["y"]]).T
+    draw_classes(axis, points, torch.tensor(data["class"]), size=5)
     return drawn
 
 

@@ -8,9 +8,10 @@ from collections.abc import Sequence
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from benchmarks.collected import WITHOUT_FIT, Collected, Scores, summary
+from benchmarks.collected import WITHOUT_FIT, Collected, Scores
 from benchmarks.figures.common import Picture, legend_of, new_figure, panels
 from benchmarks.style import COMPARED, in_order, label, mark
+from laplace_fiber.plots.shifts import summary
 
 EXPERIMENTS = ("snelson", "banana", "uci", "mnist", "fashion", "cifar10", "cifar10-resnet18")
 """Those that every method takes part in, but for UCI with raw inputs."""

@@ -7,9 +7,10 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from benchmarks import paper
-from benchmarks.collected import WITHOUT_FIT, Record, Scores, grouped, summary
+from benchmarks.collected import WITHOUT_FIT, Record, Scores, grouped
 from benchmarks.report import markdown_table, mean_and_error
 from benchmarks.style import in_order, label
+from laplace_fiber.plots.shifts import summary
 
 DECIMALS = {"ece": 1, "ece_per_sample": 1, "calibration_error": 1, "log_time": 2}
 """Of a measure in tables; 3 for all others."""

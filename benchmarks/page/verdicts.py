@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 
-from benchmarks.collected import CHAINS, FIBER, FIBER_FAMILY, Collected, Scores, summary
+from benchmarks.collected import CHAINS, FIBER, FIBER_FAMILY, Collected, Scores
 from benchmarks.report import mean_and_error
 from benchmarks.style import label
+from laplace_fiber.plots.shifts import summary
 
 GOAL_SETS = (
     ("snelson", "snelson"),
