@@ -271,9 +271,7 @@ def test_the_trace_holds_what_the_states_give(likelihood):
     states, everything = walk.states, training.everything()
     objective = torch.stack([joint.objective(states[:, t], everything) for t in range(5)], 1).detach()
     torch.testing.assert_close(walk.trace.objective, objective)
-    torch.testing.assert_close(
-        walk.trace.nll, torch.stack([joint.nll(states[:, t], everything) for t in range(5)], 1)
-    )
+    torch.testing.assert_close(walk.trace.nll, torch.stack([joint.nll(states[:, t], everything) for t in range(5)], 1))
     distance = (states - states[:, :1]).norm(dim=-1)
     torch.testing.assert_close(walk.trace.distance, distance)
 

@@ -146,10 +146,12 @@ def draw_latent(la: FiberLaplace, axes: Sequence[Axes]) -> None:
 
 
 def draw_walk(la: FiberLaplace, axes: Sequence[Axes]) -> None:
-    """The walk, drift by drift, over a wide range."""
+    """The walk, drift by drift; on logarithmic axes what ranges widely."""
     objective, nll, distance, _ = plots.walk(la, ax=axes)
-    objective.set_yscale("log")
-    nll.set_yscale("log")
+    for axis in (objective, nll):
+        low, high = axis.get_ylim()
+        if high > 10 * abs(low):
+            axis.set_yscale("log")
     if distance.get_ylim()[1] > FAR:
         distance.set_yscale("symlog", linthresh=10)
         distance.set_ylim(bottom=0)
@@ -189,7 +191,7 @@ SIGNS = (
         "rejected_steps",
         "of refinement steps raised the objective and were taken back",
         lambda: fit(sampler=walk(descent="monotone", step_size=1e6, refinement=FixedRefinement(2))),
-        lambda: fit(sampler=walk(descent="monotone", refinement=FixedRefinement(2))),
+        lambda: fit(sampler=walk()),
         draw_walk,
         4,
     ),
