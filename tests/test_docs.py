@@ -122,7 +122,7 @@ def test_every_sentence_of_a_report_has_a_page(classification):
     assert not missing
 
 
-@pytest.mark.parametrize("name", ["leaves_the_low_loss_set"])
+@pytest.mark.parametrize("name", ["rejected_steps"])
 def test_pictures_of_signs_show_them(name, monkeypatch):
     monkeypatch.syspath_prepend(DOCS / "signs")
     import pictures
