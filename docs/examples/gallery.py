@@ -22,6 +22,20 @@ from laplace_fiber.metrics import Prediction, negative_log_likelihood
 FOLDER = Path(__file__).parent.parent / "img" / "plots"
 ANGLES, NOISES = (0, 15, 30, 45, 60, 75, 90), (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
 WAVE_NOISE = 0.15
+SETTINGS = {
+    "fiber": {"n_particles": 16, "n_steps": 20},
+    "typical": {"n_particles": 48},
+    "hmc": {"n_warmup": 50, "n_kept": 100},
+    "swag": {},
+    "ensemble": {},
+}
+SHORT_SETTINGS = {
+    "fiber": {"n_particles": 4, "n_steps": 3},
+    "typical": {"n_particles": 4, "n_steps": 2, "thermal": None},
+    "hmc": {"n_chains": 2, "n_warmup": 15, "n_kept": 10, "max_leapfrog": 5},
+    "swag": {"n_collected": 4, "n_skipped": 1},
+    "ensemble": {"n_members": 2, "n_epochs": 2, "min_steps": 10},
+}
 
 
 def wave(n: int, seed: int) -> tuple[Tensor, Tensor]:
@@ -60,22 +74,22 @@ def trained(data: tuple[Tensor, Tensor], n_outputs: int, loss: Callable[..., Ten
     return model
 
 
-def fiber(model: nn.Module, data: tuple[Tensor, Tensor], likelihood: str, sigma_noise: float = 1.0) -> FiberLaplace:
+def fiber(model: nn.Module, data: tuple[Tensor, Tensor], settings: dict[str, int], **options: object) -> FiberLaplace:
     """A fitted FiberLaplace."""
-    sampler, autoencoder = TrajectorySampler(n_particles=16, n_steps=20), LatentAutoencoder(n_steps=600)
-    la = FiberLaplace(model, likelihood, sigma_noise=sigma_noise, sampler=sampler, autoencoder=autoencoder)
+    sampler = TrajectorySampler(**settings)
+    la = FiberLaplace(model, sampler=sampler, autoencoder=LatentAutoencoder(n_steps=600), **options)
     la.fit(loader(data))
     return la
 
 
 def pictures(short: bool) -> Iterator[tuple[str, Figure]]:
     """Name and figure of each function of ``laplace_fiber.plots``."""
-    n, n_epochs = (40, 100) if short else (200, 1000)
-    yield "bands", _bands(wave(n // 4, 0), n_epochs)
+    n, n_epochs, settings = (40, 50, SHORT_SETTINGS) if short else (200, 1000, SETTINGS)
+    yield "bands", _bands(wave(n // 4, 0), n_epochs, settings)
 
     data = crescents(n, 0)
     model = trained(data, 2, nn.functional.cross_entropy, n_epochs)
-    la = fiber(model, data, "classification")
+    la = fiber(model, data, settings["fiber"], likelihood="classification")
     figure, axes = _panels(3, (13, 3.6))
     plots.decision_surface(la, *data, ax=axes[0])
     plots.decision_surface(la.predictive_samples, *data, show="spread", ax=axes[1])
@@ -85,33 +99,31 @@ def pictures(short: bool) -> Iterator[tuple[str, Figure]]:
     yield "latent_space", plots.latent_space(la).figure
     yield "line_losses", plots.line_losses(la, loader(data)).figure
 
-    methods = fitted_methods(model, data, la, short)
+    methods = fitted_methods(model, data, settings) | {"fiber": la}
     names = {"laplace": "linearised"}  # the same Gaussian: its samples, and its linearised predictive
     drawn = ("laplace", "hmc", "swag", "fiber", "fiber_typical")
     sampled = {name: methods[names.get(name, name)].sample(100) for name in drawn}
     yield "weight_components", plots.weight_components(sampled, la.mean).figure
 
-    test = crescents(n if short else 1000, 1)
+    test = crescents(5 * n, 1)
     predictions = predicted(model, methods, test[0])
     yield "reliability", plots.reliability(predictions, test[1]).figure
     yield "risk_coverage", plots.risk_coverage(predictions, test[1]).figure
     yield "shift_curves", _shifts(model, methods, test)
-    yield "cost", _costs(data, test, short)
+    yield "cost", _costs(n // 2, n_epochs // 2, test, settings)
 
 
-def fitted_methods(model: nn.Module, data: tuple[Tensor, Tensor], la: FiberLaplace, short: bool) -> dict[str, object]:
+def fitted_methods(model: nn.Module, data: tuple[Tensor, Tensor], settings: dict[str, dict]) -> dict[str, object]:
     """Posteriors by the names of :mod:`laplace_fiber.plots.style`, fitted around one network."""
-    small = {"n_particles": 16, "n_steps": 4} if short else {"n_particles": 48}
-    chains = {"n_warmup": 5, "n_kept": 50, "max_leapfrog": 5} if short else {"n_warmup": 50, "n_kept": 100}
     methods = {
         "linearised": Laplace(model, "classification", subset_of_weights="all", hessian_structure="full"),
-        "hmc": HMC(model, "classification", **chains),
-        "swag": SWAG(model, "classification"),
-        "fiber_typical": FiberLaplace(model, "classification", sampler=typical_set_walk(**small)),
+        "hmc": HMC(model, "classification", **settings["hmc"]),
+        "swag": SWAG(model, "classification", **settings["swag"]),
+        "fiber_typical": FiberLaplace(model, "classification", sampler=typical_set_walk(**settings["typical"])),
     }
     for posterior in methods.values():
         posterior.fit(loader(data))
-    return methods | {"fiber": la}
+    return methods
 
 
 def predicted(model: nn.Module, methods: dict[str, object], x: Tensor) -> dict[str, Prediction]:
@@ -123,11 +135,12 @@ def predicted(model: nn.Module, methods: dict[str, object], x: Tensor) -> dict[s
     return found
 
 
-def _bands(data: tuple[Tensor, Tensor], n_epochs: int) -> Figure:
+def _bands(data: tuple[Tensor, Tensor], n_epochs: int, settings: dict[str, dict]) -> Figure:
     def loss(f: Tensor, y: Tensor) -> Tensor:
         return ((f - y) / WAVE_NOISE).square().mean() / 2
 
-    la = fiber(trained(data, 1, loss, 3 * n_epochs), data, "regression", WAVE_NOISE)
+    model = trained(data, 1, loss, 3 * n_epochs)
+    la = fiber(model, data, settings["fiber"], likelihood="regression", sigma_noise=WAVE_NOISE)
     x = torch.linspace(-2.5, 2.5, 200)[:, None]
     figure, axes = _panels(2, (9, 3.6), sharey=True)
     plots.bands(x, la(x), sigma_noise=WAVE_NOISE, data=data, ax=axes[0])
@@ -156,17 +169,17 @@ def _rotated(x: Tensor, degrees: float) -> Tensor:
     return x @ torch.stack([torch.stack([angle.cos(), angle.sin()]), torch.stack([-angle.sin(), angle.cos()])])
 
 
-def _costs(data: tuple[Tensor, Tensor], test: tuple[Tensor, Tensor], short: bool) -> Figure:
+def _costs(n: int, n_epochs: int, test: tuple[Tensor, Tensor], settings: dict[str, dict]) -> Figure:
     """Three networks, each with the methods around it."""
     points: dict[str, list[tuple[float, float]]] = {}
     for seed in range(3):
-        part = crescents(len(data[0]) // 2, seed)
-        model = trained(part, 2, nn.functional.cross_entropy, 100 if short else 500)
-        sampler = TrajectorySampler(n_particles=16, n_steps=20, seed=seed)
+        part = crescents(n, seed)
+        model = trained(part, 2, nn.functional.cross_entropy, n_epochs)
+        sampler = TrajectorySampler(**settings["fiber"], seed=seed)
         methods = {
             "linearised": Laplace(model, "classification", subset_of_weights="all", hessian_structure="full"),
-            "swag": SWAG(model, "classification", seed=seed),
-            "ensemble": DeepEnsemble(model, "classification", seed=seed),
+            "swag": SWAG(model, "classification", seed=seed, **settings["swag"]),
+            "ensemble": DeepEnsemble(model, "classification", seed=seed, **settings["ensemble"]),
             "fiber": FiberLaplace(model, "classification", sampler=sampler),
         }
         seconds = {"map": 0.0}

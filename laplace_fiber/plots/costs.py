@@ -23,7 +23,7 @@ def cost(
     """Seconds of the fit against NLL; methods are numbered from the lowest NLL, in the picture and its legend.
 
     Single seeds are pale, means full. A method that fails badly is drawn at the upper edge with an arrow, and its NLL
-    stands in the legend: it shall not flatten all others.
+    stands in the legend: it shall not flatten all others. Fits of less than a hundredth of a second stand at that.
 
     Parameters
     ----------
@@ -43,16 +43,16 @@ def cost(
     names = {name: (labels or {}).get(name, label(name)) for name in points}
     means = {name: _mean(pairs) for name, pairs in points.items()}
     worst = _worst([loss for _, loss in means.values()])
-    shown = {name for name, (_, loss) in means.items() if loss <= worst}
-    top = max(loss for name in shown for _, loss in points[name])
+    top = max(loss for name, (_, mean) in means.items() if mean <= worst for _, loss in points[name])
     axis, styles = axes_for(ax, (7.5, 3.9)), marks(points)
     for number, name in enumerate(sorted(points, key=lambda name: means[name][1]), start=1):
         style = styles[name]
-        for seconds, loss in points[name] if name in shown and len(points[name]) > 1 else ():
-            axis.plot(max(seconds, LEAST_SECONDS), loss, alpha=0.25, ms=4, ls="none", **style)
+        for seconds, loss in points[name] if len(points[name]) > 1 else ():
+            if loss <= top:
+                axis.plot(max(seconds, LEAST_SECONDS), loss, alpha=0.25, ms=4, ls="none", **style)
         seconds, loss = means[name]
-        above = "" if name in shown else f", NLL {loss:.3g}"
-        place = seconds, top if above else loss
+        above = f", NLL {loss:.3g}" if loss > top else ""
+        place = seconds, min(loss, top)
         axis.plot(*place, ms=7, ls="none", label=f"{number}  {names[name]}{above}", **style)
         text = f"{number} ↑" if above else str(number)
         axis.annotate(text, place, (5, 4), textcoords="offset points", fontsize="small", color=style["color"])
@@ -65,7 +65,7 @@ def cost(
 
 
 def _worst(losses: Sequence[float]) -> float:
-    """The highest mean NLL that is drawn in its place."""
+    """The highest mean NLL that the axis is made for."""
     lowest, middle = min(losses), statistics.median(losses)
     return max(loss for loss in losses if loss <= middle + OUTLYING * (middle - lowest) + 1e-9)
 

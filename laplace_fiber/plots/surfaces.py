@@ -13,7 +13,7 @@ from torch import Tensor
 
 from laplace_fiber.metrics import uncertainty
 from laplace_fiber.plots.canvas import axes_for, numbers
-from laplace_fiber.plots.style import PALETTE
+from laplace_fiber.plots.style import PALETTE, SPARE_MARKERS
 
 Shown: TypeAlias = Literal["probability", "spread", "entropy"]
 LEVELS = 10
@@ -24,8 +24,11 @@ TITLES = {
     "spread": "standard deviation of the class probability",
     "entropy": "entropy of the predictive (nats)",
 }
-CLASS_MARKS = (("white", "o"), ("0.2", "s"), ("0.6", "^"), ("0.85", "D"), ("0.4", "v"), ("0.7", "P"), ("0.5", "X"))
-"""Face and marker of the data of each class."""
+TWO_FACES = ("white", "0.2")
+"""Of the data of two classes; those of more have the colours of their classes."""
+
+PALENESS = 0.5
+"""Share of white in the colours of three classes or more, so that the data stand out."""
 
 
 def decision_surface(
@@ -88,7 +91,7 @@ def decision_surface(
         drawn = draw_surface(axis, ticks, values, *_scale(show, probabilities.shape[1]))
         if colorbar:
             axis.figure.colorbar(drawn, ax=axis, label=TITLES[show], format="%.2f")
-    draw_classes(axis, x, y)
+    draw_classes(axis, x, y, probabilities.shape[1])
     axis.set(xlabel="first input", ylabel="second input")
     return axis
 
@@ -100,10 +103,11 @@ def draw_surface(axis: Axes, ticks: tuple[Any, Any], values: Float[Tensor, " g"]
     return axis.contourf(across, up, values.reshape(len(up), len(across)), levels, cmap=colours)
 
 
-def draw_classes(axis: Axes, x: Tensor, y: Int[Tensor, " b"], size: float = 14) -> None:
+def draw_classes(axis: Axes, x: Tensor, y: Int[Tensor, " b"], n_classes: int = 2, size: float = 14) -> None:
     """Data as dots, with a face and a marker for each class."""
+    faces = TWO_FACES if n_classes <= 2 else PALETTE
     for number in y.unique().tolist():
-        face, marker = CLASS_MARKS[number % len(CLASS_MARKS)]
+        face, marker = faces[number % len(faces)], SPARE_MARKERS[number % len(SPARE_MARKERS)]
         across, up = numbers(x[y == number]).T
         axis.scatter(across, up, s=size, facecolor=face, edgecolor="0.2", lw=0.4, marker=marker)
 
@@ -130,6 +134,6 @@ def _draw_mixture(axis: Axes, ticks: tuple[Tensor, Tensor], probabilities: Float
     """The classes' colours, mixed by probability and lightened."""
     across, up = ticks
     colours = [to_rgb(PALETTE[c % len(PALETTE)]) for c in range(probabilities.shape[1])]
-    mixed = 0.25 + 0.75 * probabilities @ torch.tensor(colours, dtype=probabilities.dtype)
+    mixed = PALENESS + (1 - PALENESS) * probabilities @ torch.tensor(colours, dtype=probabilities.dtype)
     edges = (float(across[0]), float(across[-1]), float(up[0]), float(up[-1]))
     axis.imshow(mixed.reshape(len(up), len(across), 3), origin="lower", extent=edges, aspect="auto")

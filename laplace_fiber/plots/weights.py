@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -44,13 +45,16 @@ def weight_components(
     signs = directions[:2].gather(1, directions[:2].abs().argmax(1, keepdim=True)).sign()
     plane = (signs * directions[:2]).T
     shares = 100 * spectrum.square() / spectrum.square().sum()
-    axis, styles = axes_for(ax), marks(samples)
+    axis, styles = axes_for(ax, (6.8, 3.9)), marks(samples)
     for name, values in samples.items():
-        across, up = ((numbers(values) - centre) @ plane).T
-        axis.scatter(across, up, s=14, alpha=0.6, lw=0, label=label(name), **styles[name])
+        flat = (numbers(values) - centre) @ plane
+        above = 2 + 1 / (1 + float(flat.var(0, correction=0).sum()))  # small clouds lie on large ones
+        across, up = flat.T
+        axis.scatter(across, up, s=14, alpha=0.6, lw=0, zorder=above, label=label(name), **styles[name])
     if origin is not None:
         place = (numbers(origin) - centre) @ plane
-        axis.plot(*place, "*", color=COLOURS["map"], ms=13, mfc="none", ls="none", label="trained weights")
+        star: dict[str, Any] = {"color": COLOURS["map"], "mfc": "none", "ls": "none", "zorder": 4}
+        axis.plot(*place, marker="*", ms=14, label="trained weights", **star)
     plain(axis, f"first component ({shares[0]:.0f} % of the variance)", f"second component ({shares[1]:.0f} %)")
-    axis.legend(fontsize="small", framealpha=0.9)
+    axis.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), fontsize="small", frameon=False)
     return axis
