@@ -37,6 +37,7 @@ autodoc_default_options = {"members": True, "show-inheritance": True}
 python_maximum_signature_line_length = 100
 napoleon_google_docstring = False
 napoleon_use_ivar = True
+napoleon_use_param = False
 napoleon_use_rtype = False
 
 
