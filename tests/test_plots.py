@@ -235,6 +235,12 @@ def test_reliability_is_that_of_the_metrics(ax):
     assert (ax.get_xlabel(), ax.get_ylabel()) == ("confidence", "accuracy")
 
 
+def test_bins_with_few_inputs_are_left_out_of_reliability(ax):
+    confidence = torch.cat([torch.full((195,), 0.95), torch.full((5,), 0.75)])
+    plots.reliability({"map": torch.stack([confidence, 1 - confidence], 1)}, torch.zeros(200, dtype=torch.long), ax=ax)
+    assert list(ax.lines[1].get_xdata()) == pytest.approx([0.95])
+
+
 def test_reliability_of_a_regression_is_coverage(ax):
     y = torch.randn(50, 1, generator=torch.Generator().manual_seed(0))
     plots.reliability({"map": (torch.zeros(50, 1), torch.zeros(50, 1))}, y, sigma_noise=1.0, ax=ax)

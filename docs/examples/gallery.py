@@ -24,6 +24,7 @@ ANGLES, NOISES = (0, 15, 30, 45, 60, 75, 90), (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
 WAVE_NOISE = 0.15
 SETTINGS = {
     "fiber": {"n_particles": 16, "n_steps": 20},
+    "autoencoder": {"n_steps": 600},
     "typical": {"n_particles": 48},
     "hmc": {"n_warmup": 50, "n_kept": 100},
     "swag": {},
@@ -31,6 +32,7 @@ SETTINGS = {
 }
 SHORT_SETTINGS = {
     "fiber": {"n_particles": 4, "n_steps": 3},
+    "autoencoder": {"n_steps": 20},
     "typical": {"n_particles": 4, "n_steps": 2, "thermal": None},
     "hmc": {"n_chains": 2, "n_warmup": 15, "n_kept": 10, "max_leapfrog": 5},
     "swag": {"n_collected": 4, "n_skipped": 1},
@@ -74,12 +76,10 @@ def trained(data: tuple[Tensor, Tensor], n_outputs: int, loss: Callable[..., Ten
     return model
 
 
-def fiber(model: nn.Module, data: tuple[Tensor, Tensor], settings: dict[str, int], **options: object) -> FiberLaplace:
-    """A fitted FiberLaplace."""
-    sampler = TrajectorySampler(**settings)
-    la = FiberLaplace(model, sampler=sampler, autoencoder=LatentAutoencoder(n_steps=600), **options)
-    la.fit(loader(data))
-    return la
+def fiber(model: nn.Module, settings: dict[str, dict], seed: int = 0, **options: object) -> FiberLaplace:
+    """A FiberLaplace with these settings."""
+    sampler = TrajectorySampler(**settings["fiber"], seed=seed)
+    return FiberLaplace(model, sampler=sampler, autoencoder=LatentAutoencoder(**settings["autoencoder"]), **options)
 
 
 def pictures(short: bool) -> Iterator[tuple[str, Figure]]:
@@ -89,7 +89,8 @@ def pictures(short: bool) -> Iterator[tuple[str, Figure]]:
 
     data = crescents(n, 0)
     model = trained(data, 2, nn.functional.cross_entropy, n_epochs)
-    la = fiber(model, data, settings["fiber"], likelihood="classification")
+    la = fiber(model, settings, likelihood="classification")
+    la.fit(loader(data))
     figure, axes = _panels(3, (13, 3.6))
     plots.decision_surface(la, *data, ax=axes[0])
     plots.decision_surface(la.predictive_samples, *data, show="spread", ax=axes[1])
@@ -140,7 +141,8 @@ def _bands(data: tuple[Tensor, Tensor], n_epochs: int, settings: dict[str, dict]
         return ((f - y) / WAVE_NOISE).square().mean() / 2
 
     model = trained(data, 1, loss, 3 * n_epochs)
-    la = fiber(model, data, settings["fiber"], likelihood="regression", sigma_noise=WAVE_NOISE)
+    la = fiber(model, settings, likelihood="regression", sigma_noise=WAVE_NOISE)
+    la.fit(loader(data))
     x = torch.linspace(-2.5, 2.5, 200)[:, None]
     figure, axes = _panels(2, (9, 3.6), sharey=True)
     plots.bands(x, la(x), sigma_noise=WAVE_NOISE, data=data, ax=axes[0])
@@ -175,12 +177,11 @@ def _costs(n: int, n_epochs: int, test: tuple[Tensor, Tensor], settings: dict[st
     for seed in range(3):
         part = crescents(n, seed)
         model = trained(part, 2, nn.functional.cross_entropy, n_epochs)
-        sampler = TrajectorySampler(**settings["fiber"], seed=seed)
         methods = {
             "linearised": Laplace(model, "classification", subset_of_weights="all", hessian_structure="full"),
             "swag": SWAG(model, "classification", seed=seed, **settings["swag"]),
             "ensemble": DeepEnsemble(model, "classification", seed=seed, **settings["ensemble"]),
-            "fiber": FiberLaplace(model, "classification", sampler=sampler),
+            "fiber": fiber(model, settings, seed, likelihood="classification"),
         }
         seconds = {"map": 0.0}
         for name, posterior in methods.items():

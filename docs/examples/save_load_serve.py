@@ -91,8 +91,8 @@ def main(short: bool = False) -> dict[str, Tensor]:
         served = torch.tensor(json.load(response))
     server.shutdown()
     server.server_close()
-    print(f"probability of class 1, when fitted: {fitted[:, 1].tolist()}")
-    print(f"                         as served: {served[:, 1].tolist()}")
+    for name, probabilities in (("when fitted", fitted), ("as served", served)):
+        print(f"probability of class 1, {name:11}: {[round(p, 4) for p in probabilities[:, 1].tolist()]}")
     return {"fitted": fitted, "served": served}
 
 

@@ -59,7 +59,8 @@ def main(short: bool = False, out: Path | None = None) -> Tensor:
             dist.barrier()  # before the first process removes the folder
 
     probabilities = la(torch.tensor([[0.75, 0.75], [6.0, -6.0]]))[:, 1]
-    print(f"process {rank + 1} of {size}: {len(la.fitted.states)} particles, probabilities {probabilities.tolist()}")
+    shown = [round(p, 3) for p in probabilities.tolist()]
+    print(f"process {rank + 1} of {size}: {len(la.fitted.states)} particles, probabilities {shown}")
     if rank == 0 and out is not None:
         torch.save(la.state_dict(), out)
     if together:

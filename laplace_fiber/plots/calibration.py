@@ -17,6 +17,9 @@ from laplace_fiber.selection import area, risk_coverage_curve
 SHARE_AREA, LEAST_AREA = 100, 4
 """Area of a mark, in square points: that of a bin with all data, and what every bin has on top."""
 
+FEWEST = 10
+"""Inputs in a bin that is drawn."""
+
 MARKS = 8
 """On a risk–coverage curve, about."""
 
@@ -29,8 +32,8 @@ def reliability(
 ) -> Axes:
     """Confidence against accuracy, or in regression nominal against empirical coverage of central intervals.
 
-    On the diagonal a method is calibrated, below it overconfident. The area of a mark tells its
-    bin's share of the data.
+    On the diagonal a method is calibrated, below it overconfident. The area of a mark tells its bin's share of the
+    data; bins with fewer than ten inputs (a tenth of them all, if that is less) are left out.
 
     Parameters
     ----------
@@ -50,7 +53,7 @@ def reliability(
     axis.plot([0, 1], [0, 1], color="#7F7F7F", lw=0.8, ls="--")
     for name, prediction in predictions.items():
         diagram = metrics.reliability(_on_cpu(prediction), y.cpu(), sigma_noise)
-        draw_reliability(axis, diagram, **styles[name])
+        draw_reliability(axis, _of_filled_bins(diagram, len(y)), **styles[name])
         axis.plot([], [], lw=1.2, ms=6, label=label(name), **styles[name])  # for the legend, where areas mean nothing
     if y.is_floating_point():
         plain(axis, "nominal coverage of central intervals", "empirical coverage")
@@ -59,6 +62,15 @@ def reliability(
     axis.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02), aspect="equal")
     axis.legend(fontsize="small", frameon=False, loc="upper left")
     return axis
+
+
+def _of_filled_bins(diagram: Mapping[str, Sequence[float]], n: int) -> dict[str, list[float]]:
+    """The diagram without bins that hold too few of n inputs."""
+    least = min(FEWEST, n / metrics.N_BINS) / n
+    share = diagram.get("share", [1.0] * len(diagram["expected"]))
+    # Shares are quotients: half an input of room for their rounding.
+    kept = [index for index, value in enumerate(share) if value >= least - 0.5 / n]
+    return {name: [values[index] for index in kept] for name, values in diagram.items()}
 
 
 def draw_reliability(axis: Axes, diagram: Mapping[str, Sequence[float]], color: str, marker: str = "o") -> None:
