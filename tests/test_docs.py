@@ -122,16 +122,17 @@ def test_every_sentence_of_a_report_has_a_page(classification):
     assert not missing
 
 
-@pytest.mark.parametrize("name", ["rejected_steps"])
-def test_pictures_of_signs_show_them(name, monkeypatch):
+def test_a_picture_of_a_sign_shows_it(classification, monkeypatch):
     monkeypatch.syspath_prepend(DOCS / "signs")
     import pictures
 
-    (sign,) = [sign for sign in pictures.SIGNS if sign.name == name]
+    (sign,) = [sign for sign in pictures.SIGNS if sign.name == "rejected_steps"]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)
         drawn = pictures.picture(sign)
-    assert [axis.get_title() for axis in drawn.axes[:2]] == ["the sign", "after the remedy"]
+    assert [axis.get_title() for axis in drawn.axes[:: sign.columns]] == ["the sign", "after the remedy"]
+    with pytest.raises(RuntimeError, match="expected the sign in the first fit alone"):
+        pictures.fits(dataclasses.replace(sign, trouble=lambda: classification[0], remedied=lambda: classification[0]))
 
 
 def test_every_sign_has_a_page_with_its_picture(monkeypatch):
