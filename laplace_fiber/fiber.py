@@ -68,6 +68,7 @@ backend, backend_kwargs, asdl_fisher_kwargs
     """
 
     _key = ("all", "fiber")
+    _shown = ("posterior", "sampler", "autoencoder")
 
     def __init__(
         self,
@@ -117,6 +118,10 @@ backend, backend_kwargs, asdl_fisher_kwargs
         """Data behind each refinement."""
         return self.sampler.batch
 
+    def _trained(self, state: dict[str, Any] | None = None) -> Float[Tensor, " p"]:
+        settings = {} if state is None else {"canonicalize": state.get("canonicalize", False)}
+        return replace(self.sampler, **settings).start(self.network)
+
     def _fit(self, theta: Float[Tensor, " p"], joint: LogJoint, data: TrainingData, progress_bar: bool) -> None:
         """Walk, find the walk's subspace, and train the autoencoder; then write :attr:`report`."""
         walk = self.sampler.walk(replace(joint, autocast=self.sampler.autocast), theta, data, progress_bar)
@@ -145,14 +150,13 @@ backend, backend_kwargs, asdl_fisher_kwargs
     @property
     def fitted(self) -> FiberFit:
         """The walk's subspace, states and latent lines; ``RuntimeError`` before fit."""
-        return self._require_fit()
+        self._require_mean()
+        if self._fitted is None:  # mean and fit are set together
+            raise RuntimeError("FiberLaplace has a mean but no fit: call fit(train_loader).")
+        return self._fitted
 
     def _forget_fit(self) -> None:
         self.mean = self._fitted = self.report = None
-
-    def settings_shown(self) -> dict[str, Any]:
-        """Those of the walk and the autoencoder, and the curves."""
-        return {"posterior": self.posterior, "sampler": self.sampler, "autoencoder": self.autoencoder}
 
     def fit_warnings(self) -> Sequence[str]:
         """Those of :attr:`report`."""
@@ -174,7 +178,7 @@ backend, backend_kwargs, asdl_fisher_kwargs
         """
         repeats = generator is None
         generator = self._generator(generator, n_samples, self.sampler.seed)
-        fitted, share = self._require_fit(), self.walk_share
+        fitted, share = self.fitted, self.walk_share
         self._say_changed(fitted.changes(self.sigma_noise.detach(), self.temperature))
         asked = (n_samples, self.posterior, repr(self.position), share, self.sampler.seed)
         kept = self._kept[1] if repeats and self._kept is not None and self._kept[0] == asked else None
@@ -190,7 +194,7 @@ backend, backend_kwargs, asdl_fisher_kwargs
 
     def spread_factor(self) -> Float[Tensor, "k p"]:
         """L with Lᵀ L the posterior's second moment of the weights about the MAP, exact up to quadrature in s."""
-        fitted = self._require_fit()
+        fitted = self.fitted
         points = fitted.points(self.posterior, self.position, self.walk_share)
         if len(points) > points.shape[1]:
             points = torch.linalg.qr(points, mode="r").R * (points.shape[1] / len(points)) ** 0.5
@@ -199,7 +203,7 @@ backend, backend_kwargs, asdl_fisher_kwargs
     @property
     def walk_share(self) -> float:
         """Share ρ ≤ 1 of the walk that the present prior precision uses: its prior radius over that at fit."""
-        fitted = self._require_fit()
+        fitted = self.fitted
         missing = fitted.missing_reach(self.prior_precision_diag)
         if missing > 1:
             self._notices.say(
@@ -210,7 +214,7 @@ backend, backend_kwargs, asdl_fisher_kwargs
 
     def settle_prior_precision(self) -> None:
         """Walk again if the chosen precision asks for a longer walk and the training data are at hand."""
-        if self._data is not None and self._require_fit().missing_reach(self.prior_precision_diag) > 1:
+        if self._data is not None and self.fitted.missing_reach(self.prior_precision_diag) > 1:
             asked, self.sampler = self.sampler, replace(self.sampler, evidence=False)  # it has been chosen
             try:
                 self.fit(self._data.loader)
@@ -219,7 +223,7 @@ backend, backend_kwargs, asdl_fisher_kwargs
 
     def distinct_prior_precisions(self, grid: Float[Tensor, " g"]) -> Float[Tensor, " h"]:
         """The grid's values above the one at fit (by prior radius): a lower one needs a new, longer walk."""
-        walked = (1 / self._require_fit().prior_precision.double()).sum()
+        walked = (1 / self.fitted.prior_precision.double()).sum()
         return grid[grid > float(self.n_params / walked)]
 
     def log_marginal_likelihood(
@@ -253,13 +257,14 @@ backend, backend_kwargs, asdl_fisher_kwargs
 
         Save with ``torch.save`` and load with ``torch.load(weights_only=True)``.
         """
-        fitted = self._require_fit()
+        fitted = self.fitted
         return {
             **self._hosted_state(),
             **fitted.to_state(),
             "ggn": None if self._curvature is None else self._curvature.ggn,
             "posterior": self.posterior,
             "seed": self.sampler.seed,
+            "canonicalize": self.sampler.canonicalize,
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -271,7 +276,8 @@ backend, backend_kwargs, asdl_fisher_kwargs
             Another class, version, likelihood or set of weights, or a model whose trained weights differ.
         """
         mean = self._take_hosted_state(state_dict)
-        self.posterior, self.sampler = state_dict["posterior"], replace(self.sampler, seed=state_dict["seed"])
+        kept = {"seed": state_dict["seed"], "canonicalize": state_dict.get("canonicalize", False)}
+        self.posterior, self.sampler = state_dict["posterior"], replace(self.sampler, **kept)
         self._fitted = FiberFit.from_state(state_dict, mean)
         ggn = state_dict["ggn"]
         self._curvature = None if ggn is None else SubspaceCurvature(ggn.to(mean.device), self._fitted.subspace.basis)
@@ -288,13 +294,7 @@ backend, backend_kwargs, asdl_fisher_kwargs
                     "log_marginal_likelihood: expected the training data of a fit, got a loaded state without the "
                     "curvature; call it once before state_dict(), or fit again."
                 )
-            theta, basis = self._require_mean(), self._require_fit().subspace.basis
+            theta, basis = self._require_mean(), self.fitted.subspace.basis
             ggn = subspace_ggn(self.network, theta, basis, self._data.epoch(), self._loss_likelihood, per_output)
             self._curvature = SubspaceCurvature(ggn, basis)
         return self._curvature
-
-    def _require_fit(self) -> FiberFit:
-        self._require_mean()
-        if self._fitted is None:  # mean and fit are set together
-            raise RuntimeError("FiberLaplace has a mean but no fit: call fit(train_loader).")
-        return self._fitted

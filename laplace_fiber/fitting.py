@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
-from typing import Any, Literal, TypeAlias
+from typing import Any, ClassVar, Literal, TypeAlias
 
 import torch
 from jaxtyping import Float
@@ -30,6 +30,9 @@ class FittedPosterior(HostedPosterior, ABC):
         After fit: numbers that tell its cost and quality, ``gradient_evaluations`` (of the loss on one batch, for one
         weight vector) among them.
     """
+
+    _shown: ClassVar[tuple[str, ...]] = ()
+    """Names of the settings that ``repr`` tells."""
 
     @property
     @abstractmethod
@@ -76,7 +79,7 @@ class FittedPosterior(HostedPosterior, ABC):
             raise ValueError("override: expected True, got False; a fit depends on all data: fit on their union.")
         data = TrainingData(train_loader, self._device, self.batch, self.dict_key_y, self.seed)
         self.network.check_last_layer(data.first[0])
-        theta = self.network.theta()
+        theta = self._trained()
         with self.network.evaluation():
             with torch.no_grad():
                 outputs = self.network.one(theta, data.first[0])
@@ -102,7 +105,7 @@ class FittedPosterior(HostedPosterior, ABC):
 
     def settings_shown(self) -> dict[str, Any]:
         """Settings of the method that ``repr`` names."""
-        return {}
+        return {name: getattr(self, name) for name in self._shown}
 
     def __repr__(self) -> str:
         tau = self.prior_precision.detach()

@@ -174,6 +174,8 @@ backend, backend_kwargs, asdl_fisher_kwargs
         """The curvature backend, on a copy of the model in eval mode: backends mark and hook the modules they get."""
         if self._backend is None:
             model = copy.deepcopy(self.model).eval()
+            if self.mean is not None:  # which may be other weights of the same function
+                model.load_state_dict(self.network.named(self.mean), strict=False)
             model.output_size = self.n_outputs
             keys = {"dict_key_x": self.dict_key_x, "dict_key_y": self.dict_key_y}
             self._backend = self._backend_cls(model, self._loss_likelihood, **keys, **self._backend_kwargs)
@@ -217,7 +219,7 @@ backend, backend_kwargs, asdl_fisher_kwargs
 
     def _take_hosted_state(self, state: dict[str, Any]) -> Float[Tensor, " p"]:
         """The inverse of :meth:`_hosted_state`, after checks; returns the MAP."""
-        mean = checked_origin(state, self._identity(), self.network.theta())
+        mean = checked_origin(state, self._identity(), self._trained(state))
         for name in STATE_SETTINGS:
             setattr(self, name, state[name])
         self.mean, self.residuals = mean, state["residuals"].to(mean.device)
@@ -233,6 +235,10 @@ backend, backend_kwargs, asdl_fisher_kwargs
             "weights": list(self.network.names),
             "n_params": self.n_params,
         }
+
+    def _trained(self, state: dict[str, Any] | None = None) -> Float[Tensor, " p"]:
+        """θ that a fit (or that behind a state) starts from: the model's weights, or others of the same function."""
+        return self.network.theta()
 
     def _joint(self, n_data: int) -> LogJoint:
         return LogJoint(

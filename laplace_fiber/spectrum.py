@@ -31,7 +31,7 @@ class Eigenpairs(NamedTuple):
     """‖A u − λ u‖ of each pair: zero of eigenpairs."""
 
 
-class GGNSpectrum:
+class ImageSpectrum:
     """Eigenpairs of D G D, G = Σ Jᵀ (∂²ℓ/∂f²) J / temperature over all data at θ, in the image of that matrix.
 
     The rank is at most the number m of data points times outputs. All eigenpairs are found where p or m is small: of

@@ -21,6 +21,7 @@ from laplace_fiber.descent import DescentKind
 from laplace_fiber.distributed import Ranks
 from laplace_fiber.draws import normal
 from laplace_fiber.evidence import EvidenceChoice, maximise_evidence
+from laplace_fiber.geometry.canonical import canonicalize
 from laplace_fiber.log_joint import LogJoint
 from laplace_fiber.refinement import Refinement, RefineToLevel, RefineToTypicalSet
 from laplace_fiber.shown import with_changes
@@ -29,6 +30,7 @@ from laplace_fiber.thermal import Thermalisation
 from laplace_fiber.trace import WalkTrace
 from laplace_fiber.typical_set import Arrival
 from laplace_fiber.walk import Walk
+from laplace_fiber.weights import NetworkFunction
 
 
 @dataclass(frozen=True)
@@ -134,6 +136,11 @@ class TrajectorySampler:
         Choose the scale of the prior precision, and in regression that of the noise, before the walk: those with the
         largest Laplace evidence around a minimum of J near the trained weights. The fitted posterior carries them, and
         its report says what was chosen. Precisions per layer or weight and noises per output keep their ratios.
+    canonicalize
+        Start :class:`~laplace_fiber.FiberLaplace`'s walk at other weights of the same function: hidden units with
+        positively homogeneous activations (ReLU) are scaled to the smallest norm of all weights, at which the
+        posterior's ``mean`` then lies. Networks that differ by such factors get the same posterior. Layers have to be
+        in sequence: see :func:`laplace_fiber.geometry.canonicalize`.
     compile
         Run steps through ``torch.compile``: several times faster for small networks, after a compilation of up to a
         minute. ``None`` does so when the first drift shows that the walk will take more than ten minutes and particles
@@ -160,6 +167,7 @@ class TrajectorySampler:
     chunk_size: int | None = None
     seed: int = 0
     evidence: bool = False
+    canonicalize: bool = False
     compile: bool | None = None
     autocast: torch.dtype | None = None
     basis: BasisStorage = field(default_factory=BasisStorage)
@@ -184,6 +192,16 @@ class TrajectorySampler:
                 raise ValueError(f"{name}: expected one of {choices}, got {getattr(self, name)!r}.")
         if self.autocast not in (None, torch.bfloat16, torch.float16):
             raise ValueError(f"autocast: expected torch.bfloat16, torch.float16 or None, got {self.autocast}.")
+
+    def start(self, network: NetworkFunction) -> Float[Tensor, " p"]:
+        """Where a posterior over the network starts its walk: the model's weights, scaled if ``canonicalize`` is set.
+
+        Raises ``ValueError`` for layers that :func:`laplace_fiber.geometry.canonicalize` does not handle.
+        """
+        theta = network.theta()
+        if not self.canonicalize:
+            return theta
+        return canonicalize(theta, network, sign=False, permutation=False)
 
     def directions(self, prior_precision: Float[Tensor, " p"], particles: slice = slice(None)) -> Float[Tensor, "n p"]:
         """Drift directions v ∝ N(0, diag(1/τ)): uniform on the sphere when τ is one number, as in the paper.

@@ -9,7 +9,7 @@ from laplace_fiber import baselines
 from laplace_fiber.baselines.diffusion import some_points
 from laplace_fiber.curvature import subspace_ggn
 from laplace_fiber.gauss_newton import ScaledGGN
-from laplace_fiber.spectrum import GGNSpectrum, lanczos
+from laplace_fiber.spectrum import ImageSpectrum, lanczos
 
 POWER = {"rtol": 1e-7, "atol": 1e-9}
 
@@ -39,7 +39,7 @@ def small(likelihood, few=False, **options):
 def test_all_eigenpairs_are_those_of_the_dense_matrix(likelihood, few, engine):
     sigma = 0.3 if likelihood == "regression" else 1.0
     joint, training, theta = small(likelihood, few, sigma=sigma, temperature=0.7, engine=engine)
-    spectrum, ggn = GGNSpectrum(ScaledGGN(joint, theta, training), generator()), dense(joint, training)
+    spectrum, ggn = ImageSpectrum(ScaledGGN(joint, theta, training), generator()), dense(joint, training)
     assert spectrum.exact
     assert spectrum.rank <= min(spectrum.n_rows, len(theta))
     expected = torch.linalg.eigvalsh(ggn).flip(0)[: spectrum.rank]
@@ -54,8 +54,8 @@ def test_lanczos_finds_the_same_eigenpairs_from_products_alone(likelihood):
     joint, training, theta = small(likelihood, temperature=0.7)
     scale = torch.linspace(0.5, 2, len(theta), dtype=torch.float64)
     options = {"cutoff": 1e-7}
-    exact = GGNSpectrum(ScaledGGN(joint, theta, training, scale), generator(), **options)
-    ours = GGNSpectrum(ScaledGGN(joint, theta, training, scale), generator(), **options, exact_limit=0)
+    exact = ImageSpectrum(ScaledGGN(joint, theta, training, scale), generator(), **options)
+    ours = ImageSpectrum(ScaledGGN(joint, theta, training, scale), generator(), **options, exact_limit=0)
     assert not ours.exact
     assert ours.rank == exact.rank
     torch.testing.assert_close(ours.values, exact.values, rtol=1e-6, atol=1e-9)
@@ -76,8 +76,8 @@ def test_lanczos_goes_on_after_repeated_eigenvalues_and_stays_in_the_image():
 
 def test_truncated_lanczos_keeps_the_largest_and_nothing_of_the_kernel():
     joint, training, theta = small("classification")
-    exact = GGNSpectrum(ScaledGGN(joint, theta, training), generator())
-    few = GGNSpectrum(ScaledGGN(joint, theta, training), generator(), rank=12, exact_limit=0)
+    exact = ImageSpectrum(ScaledGGN(joint, theta, training), generator())
+    few = ImageSpectrum(ScaledGGN(joint, theta, training), generator(), rank=12, exact_limit=0)
     torch.testing.assert_close(few.values[:2], exact.values[:2], rtol=1e-6, atol=0)
     torch.testing.assert_close(exact.image(few.vectors), few.vectors, rtol=0, atol=1e-8)
 
@@ -88,8 +88,8 @@ def test_lanczos_runs_on_convolutions_in_single_precision():
         model = nn.Sequential(nn.Conv2d(1, 3, 3), nn.ReLU(), nn.Flatten(), nn.Linear(48, 3))
         x, y = torch.randn(20, 1, 6, 6), torch.arange(20) % 3
     joint, training = joint_of(model, loader(x, y), "classification")
-    exact = GGNSpectrum(ScaledGGN(joint, joint.network.theta(), training), generator())
-    ours = GGNSpectrum(ScaledGGN(joint, joint.network.theta(), training), generator(), rank=30, exact_limit=0)
+    exact = ImageSpectrum(ScaledGGN(joint, joint.network.theta(), training), generator())
+    ours = ImageSpectrum(ScaledGGN(joint, joint.network.theta(), training), generator(), rank=30, exact_limit=0)
     torch.testing.assert_close(ours.values[:6], exact.values[:6], rtol=1e-3, atol=0)
     gram = ours.vectors @ ours.vectors.T
     torch.testing.assert_close(gram, torch.eye(ours.rank), rtol=0, atol=2e-6)
@@ -99,7 +99,7 @@ def test_no_curvature_means_no_image():
     model, data = nn.Linear(4, 1, bias=False).double(), torch.zeros(6, 4, dtype=torch.float64)
     joint, training = joint_of(model, loader(data, data[:, :1]), "regression")
     for limit in (100, 0):
-        spectrum = GGNSpectrum(ScaledGGN(joint, joint.network.theta(), training), generator(), exact_limit=limit)
+        spectrum = ImageSpectrum(ScaledGGN(joint, joint.network.theta(), training), generator(), exact_limit=limit)
         v = torch.ones(4, dtype=torch.float64)
         assert spectrum.rank == 0
         assert torch.equal(spectrum.kernel(v), v)
@@ -109,7 +109,7 @@ def test_no_curvature_means_no_image():
 def test_moves_in_the_kernel_leave_the_function_as_it_is_to_first_order(likelihood):
     joint, training, theta = small(likelihood)
     x = training.first[0]
-    spectrum = GGNSpectrum(ScaledGGN(joint, theta, training), generator())
+    spectrum = ImageSpectrum(ScaledGGN(joint, theta, training), generator())
     v = torch.randn(len(theta), generator=generator(3), dtype=torch.float64)
 
     def change(direction, step):
@@ -209,7 +209,7 @@ def test_points_stand_for_all_data():
     total = torch.zeros(33, 33, dtype=torch.float64)
     draws, n = generator(), 100
     for _ in range(n):
-        part = GGNSpectrum(ScaledGGN(joint, theta, some_points(training, 10, draws)), draws)
+        part = ImageSpectrum(ScaledGGN(joint, theta, some_points(training, 10, draws)), draws)
         total += part.vectors.T * part.values @ part.vectors / n
     expected = dense(joint, training)
     assert (total - expected).norm() < 0.15 * expected.norm()
@@ -230,4 +230,4 @@ def test_settings_are_checked(setting, value):
 def test_undefined_curvature_is_an_error_with_a_remedy():
     joint, training, theta = small("classification")
     with pytest.raises(RuntimeError, match="higher prior precision"):
-        GGNSpectrum(ScaledGGN(joint, theta * torch.nan, training), generator())
+        ImageSpectrum(ScaledGGN(joint, theta * torch.nan, training), generator())

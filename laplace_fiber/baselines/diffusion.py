@@ -15,7 +15,7 @@ from laplace_fiber.baselines.baseline import Problem, Settings
 from laplace_fiber.baselines.stored import StoredPosterior, StoredSamples
 from laplace_fiber.data import Batch, TrainingData
 from laplace_fiber.gauss_newton import ScaledGGN
-from laplace_fiber.spectrum import GGNSpectrum
+from laplace_fiber.spectrum import ImageSpectrum
 
 MANY_SAMPLES, FEW_SAMPLES, QUICK_SIZE = 50, 5, 1000
 """Samples where a decomposition takes a fraction of a second (up to the given size), and where it does not."""
@@ -67,17 +67,17 @@ class DiffusionPosterior(StoredPosterior[DiffusionSettings]):
     tunable: ClassVar = {"n_steps": (20, 10, 40)}
 
     @abstractmethod
-    def _step(self, spectrum: GGNSpectrum, noise: Float[Tensor, " p"]) -> Float[Tensor, " p"]:
+    def _step(self, spectrum: ImageSpectrum, noise: Float[Tensor, " p"]) -> Float[Tensor, " p"]:
         """A step of a path with T = 1, in standard deviations of the prior, for standard normal noise."""
 
     def _run(self, problem: Problem) -> tuple[StoredSamples, dict[str, float]]:
         chosen, scale = self.settings, problem.joint.prior_precision.rsqrt()
         every = chosen.n_points is None or chosen.n_points >= problem.data.n_data
 
-        def local(theta: Tensor) -> GGNSpectrum:
+        def local(theta: Tensor) -> ImageSpectrum:
             points = problem.data if every else some_points(problem.data, chosen.n_points or 0, problem.generator)
             ggn = ScaledGGN(problem.joint, theta, points, scale)
-            return GGNSpectrum(ggn, problem.generator, rank=chosen.rank, cutoff=chosen.cutoff)
+            return ImageSpectrum(ggn, problem.generator, rank=chosen.rank, cutoff=chosen.cutoff)
 
         first = local(problem.theta)
         evaluations, rank, paths = first.evaluations, 0, self._n_paths(first)
@@ -101,7 +101,7 @@ class DiffusionPosterior(StoredPosterior[DiffusionSettings]):
             "exact": float(first.exact),
         }
 
-    def _n_paths(self, first: GGNSpectrum) -> int:
+    def _n_paths(self, first: ImageSpectrum) -> int:
         quick = first.exact and min(first.n_rows, self.n_params) <= QUICK_SIZE
         return self.settings.n_samples_fit or (MANY_SAMPLES if quick else FEW_SAMPLES)
 
@@ -123,7 +123,7 @@ class LaplaceDiffusion(DiffusionPosterior):
 
     _key = ("all", "diffusion")
 
-    def _step(self, spectrum: GGNSpectrum, noise: Float[Tensor, " p"]) -> Float[Tensor, " p"]:
+    def _step(self, spectrum: ImageSpectrum, noise: Float[Tensor, " p"]) -> Float[Tensor, " p"]:
         # With noise in all p dimensions, the signs and the order of eigenvectors do not matter.
         return spectrum.inverse_root(noise, 1.0)
 
@@ -141,7 +141,7 @@ class KernelDiffusion(DiffusionPosterior):
 
     _key = ("all", "diffusion_kernel")
 
-    def _step(self, spectrum: GGNSpectrum, noise: Float[Tensor, " p"]) -> Float[Tensor, " p"]:
+    def _step(self, spectrum: ImageSpectrum, noise: Float[Tensor, " p"]) -> Float[Tensor, " p"]:
         # Twice, for noise whose kernel part is much the smaller one.
         return spectrum.kernel(spectrum.kernel(noise))
 
