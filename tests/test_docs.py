@@ -15,7 +15,7 @@ import pytest
 import torch
 
 import laplace_fiber
-from laplace_fiber import baselines, comparison, plots
+from laplace_fiber import baselines, comparison, geometry, plots
 from laplace_fiber.evidence import EvidenceChoice
 from laplace_fiber.typical_set import Arrival
 
@@ -85,7 +85,7 @@ def test_the_site_builds_without_a_warning(tmp_path):
     assert built.returncode == 0, built.stderr
     known = zlib.decompress((tmp_path / "objects.inv").read_bytes().split(b"\n", 4)[4]).decode()
     documented = {line.split(" ")[0].rpartition(".")[2] for line in known.splitlines()}
-    public = {name for module in (laplace_fiber, baselines, comparison, plots) for name in module.__all__}
+    public = {name for module in (laplace_fiber, baselines, comparison, geometry, plots) for name in module.__all__}
     assert public - documented <= {"METHODS", "PRIOR_PRECISIONS", "baselines"}
 
 
