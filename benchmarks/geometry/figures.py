@@ -16,8 +16,8 @@ from torch import Tensor
 from benchmarks.bands import draw_data
 from benchmarks.datasets import load
 from benchmarks.figures.common import new_figure
+from benchmarks.style import COLOURS, label
 from laplace_fiber.plots.bands import draw_bands
-from laplace_fiber.plots.style import COLOURS, label
 
 DPI = 130
 INK, MUTED = "#222222", "#7F7F7F"
