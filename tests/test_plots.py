@@ -1,13 +1,16 @@
 """Pictures show the numbers that they are given, and refuse what they cannot show."""
 
-import subprocess
+import importlib
+import re
 import sys
+from pathlib import Path
 
 import matplotlib
 import pytest
 import torch
 from matplotlib import pyplot
 
+import laplace_fiber
 from benchmarks import style as benchmark_style
 from laplace_fiber import FiberLaplace, comparison, plots
 from laplace_fiber.metrics import TargetDistribution, reliability
@@ -90,6 +93,17 @@ def test_bands_of_samples_can_be_drawn_one_by_one(ax):
 def test_a_distribution_of_targets_has_one_band(ax):
     plots.bands(torch.arange(3.0), TargetDistribution(torch.zeros(3, 1), torch.full((3, 1), 0.25)), ax=ax)
     assert {name: edge.y1 for name, edge in band_edges(ax).items()} == {"y, two sigma": 1.0}
+
+
+def test_bands_take_the_covariance_of_a_linearised_network(ax):
+    mean, covariance = torch.zeros(3, 1), torch.full((3, 1, 1), 0.25)
+    plots.bands(torch.arange(3.0), (mean, covariance), ax=ax)
+    assert {name: edge.y1 for name, edge in band_edges(ax).items()} == {"f, two sigma": 1.0}
+    flat, full = pyplot.subplots(1, 2)[1]
+    y = torch.randn(3, 1, generator=torch.Generator().manual_seed(0))
+    for axis, variance in ((flat, covariance[..., 0]), (full, covariance)):
+        plots.reliability({"linearised": (mean, variance)}, y, ax=axis)
+    assert flat.lines[1].get_xydata().tolist() == full.lines[1].get_xydata().tolist()
 
 
 def test_bands_refuse_several_outputs_and_draws_without_samples():
@@ -219,6 +233,8 @@ def test_weights_keep_their_distances_in_the_plane(ax):
     star = torch.tensor(ax.lines[0].get_xydata()[0])
     torch.testing.assert_close((drawn - star).norm(dim=1), torch.cat(list(points.values())).norm(dim=1))
     assert names_in(ax.get_legend()) == ["Fiber", "HMC", "trained weights"]
+    with pytest.raises(ValueError, match="two samples and weights or more"):
+        plots.weight_components({"a": torch.zeros(1, 3)})
     with pytest.raises(ValueError, match="over the same weights"):
         plots.weight_components({"a": torch.zeros(2, 3), "b": torch.zeros(2, 4)})
 
@@ -326,17 +342,19 @@ def test_new_figures_are_made_where_no_axes_are_given(classification):
     }
 
 
-def test_matplotlib_is_imported_for_pictures_alone():
-    """By this package: torchmetrics imports it wherever it is installed."""
-    code = """
-import sys
-import laplace_fiber
-assert not any(name.startswith("laplace_fiber") and "plots" in name for name in sys.modules)
-sys.modules["matplotlib"] = None
-try:
-    import laplace_fiber.plots
-except ImportError as error:
-    print(error)
-"""
-    result = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, check=True)
-    assert "pip install 'laplace-fiber[plots]'" in result.stdout
+def test_pictures_are_imported_where_they_are_drawn_alone():
+    """At the top of a file, only the modules of pictures import them or matplotlib."""
+    package = Path(laplace_fiber.__file__).parent
+    modules = [file for file in package.rglob("*.py") if "plots" not in str(file.relative_to(package))]
+    assert len(modules) > 80
+    drawing = re.compile(r"^(from|import) (matplotlib|\S+\.plots)|^from .* import .*\bplots\b", re.MULTILINE)
+    assert drawing.search("from laplace_fiber.plots.style import marks")
+    assert [file.name for file in modules if drawing.search(file.read_text())] == []
+
+
+def test_matplotlib_is_asked_for_with_the_remedy(monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    for name in [name for name in sys.modules if name.startswith("laplace_fiber.plots")]:
+        monkeypatch.delitem(sys.modules, name)
+    with pytest.raises(ImportError, match=r"pip install 'laplace-fiber\[plots\]'"):
+        importlib.import_module("laplace_fiber.plots")

@@ -191,6 +191,8 @@ def test_an_interrupted_walk_goes_on_to_the_same_ends(tmp_path, monkeypatch):
         resumed = sampler.walk(joint, joint.network.theta(), training)
     torch.testing.assert_close(resumed.states, whole.states, rtol=0, atol=1e-7)
     assert resumed.gradient_evaluations == whole.gradient_evaluations
+    torch.testing.assert_close(resumed.trace.nll, whole.trace.nll, rtol=0, atol=1e-7)
+    assert torch.equal(resumed.trace.rejected_share, whole.trace.rejected_share)
 
 
 def test_on_batches_particles_settle_at_their_levels_on_all_data():

@@ -7,6 +7,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 from laplace import Laplace
@@ -29,6 +30,7 @@ SETTINGS = {
     "hmc": {"n_warmup": 50, "n_kept": 100},
     "swag": {},
     "ensemble": {},
+    "networks": 3,
 }
 SHORT_SETTINGS = {
     "fiber": {"n_particles": 4, "n_steps": 3},
@@ -37,6 +39,7 @@ SHORT_SETTINGS = {
     "hmc": {"n_chains": 2, "n_warmup": 15, "n_kept": 10, "max_leapfrog": 5},
     "swag": {"n_collected": 4, "n_skipped": 1},
     "ensemble": {"n_members": 2, "n_epochs": 2, "min_steps": 10},
+    "networks": 1,
 }
 
 
@@ -76,7 +79,7 @@ def trained(data: tuple[Tensor, Tensor], n_outputs: int, loss: Callable[..., Ten
     return model
 
 
-def fiber(model: nn.Module, settings: dict[str, dict], seed: int = 0, **options: object) -> FiberLaplace:
+def fiber(model: nn.Module, settings: dict[str, Any], seed: int = 0, **options: object) -> FiberLaplace:
     """A FiberLaplace with these settings."""
     sampler = TrajectorySampler(**settings["fiber"], seed=seed)
     return FiberLaplace(model, sampler=sampler, autoencoder=LatentAutoencoder(**settings["autoencoder"]), **options)
@@ -114,7 +117,7 @@ def pictures(short: bool) -> Iterator[tuple[str, Figure]]:
     yield "cost", _costs(n // 2, n_epochs // 2, test, settings)
 
 
-def fitted_methods(model: nn.Module, data: tuple[Tensor, Tensor], settings: dict[str, dict]) -> dict[str, object]:
+def fitted_methods(model: nn.Module, data: tuple[Tensor, Tensor], settings: dict[str, Any]) -> dict[str, object]:
     """Posteriors by the names of :mod:`laplace_fiber.plots.style`, fitted around one network."""
     methods = {
         "linearised": Laplace(model, "classification", subset_of_weights="all", hessian_structure="full"),
@@ -136,7 +139,7 @@ def predicted(model: nn.Module, methods: dict[str, object], x: Tensor) -> dict[s
     return found
 
 
-def _bands(data: tuple[Tensor, Tensor], n_epochs: int, settings: dict[str, dict]) -> Figure:
+def _bands(data: tuple[Tensor, Tensor], n_epochs: int, settings: dict[str, Any]) -> Figure:
     def loss(f: Tensor, y: Tensor) -> Tensor:
         return ((f - y) / WAVE_NOISE).square().mean() / 2
 
@@ -171,10 +174,10 @@ def _rotated(x: Tensor, degrees: float) -> Tensor:
     return x @ torch.stack([torch.stack([angle.cos(), angle.sin()]), torch.stack([-angle.sin(), angle.cos()])])
 
 
-def _costs(n: int, n_epochs: int, test: tuple[Tensor, Tensor], settings: dict[str, dict]) -> Figure:
-    """Three networks, each with the methods around it."""
+def _costs(n: int, n_epochs: int, test: tuple[Tensor, Tensor], settings: dict[str, Any]) -> Figure:
+    """Several networks, each with the methods around it."""
     points: dict[str, list[tuple[float, float]]] = {}
-    for seed in range(3):
+    for seed in range(settings["networks"]):
         part = crescents(n, seed)
         model = trained(part, 2, nn.functional.cross_entropy, n_epochs)
         methods = {

@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from torch import Tensor
 
 from laplace_fiber.metrics import Prediction, TargetDistribution, moments
-from laplace_fiber.plots.canvas import axes_for, numbers, plain
+from laplace_fiber.plots.canvas import axes_for, numbers, on_cpu, plain
 from laplace_fiber.plots.style import label, mark
 
 FUNCTION, TARGET = 0.35, 0.2
@@ -55,26 +55,21 @@ def bands(
     if draws and not isinstance(prediction, Tensor):
         raise ValueError("bands: expected function samples (s, b, 1) for draws=, got a closed form; pass draws=0.")
     inputs = _one_column(x, len(x), "x")
-    parts = [numbers(p) for p in ((prediction,) if isinstance(prediction, Tensor) else prediction)]
-    if any(part.numel() != (len(part) if part.ndim == 3 else 1) * len(inputs) for part in parts):
-        shapes = [tuple(part.shape) for part in parts]
+    shown = on_cpu(prediction)
+    mean, variance = moments(shown)
+    if len(mean) != len(inputs):
+        shapes = [tuple(part.shape) for part in ([shown] if isinstance(shown, Tensor) else shown)]
         raise ValueError(
             f"bands: expected one output for each of {len(inputs)} inputs, got {shapes}; pick one, as in f[..., :1]."
         )
     order = inputs.argsort()
-    mean, variance = (values[order] for values in moments(parts[0] if len(parts) == 1 else (parts[0], parts[1])))
-    noise = 0.0 if sigma_noise is None else float(torch.as_tensor(sigma_noise))
-    axis, colour = axes_for(ax), mark(method)["color"]
     of_targets = isinstance(prediction, TargetDistribution)
-    draw_bands(
-        axis,
-        inputs[order],
-        (mean, variance),
-        None if sigma_noise is None and not of_targets else noise,
-        colour,
-        function=not (draws or of_targets),
-    )
-    for index, curve in enumerate(parts[0][:draws] if draws else ()):
+    noise = None if sigma_noise is None else float(torch.as_tensor(sigma_noise))
+    sigma = 0.0 if of_targets else noise  # theirs is in the variance
+    axis, colour = axes_for(ax), mark(method)["color"]
+    curves = mean[order], variance[order]
+    draw_bands(axis, inputs[order], curves, sigma, colour, function=not (draws or of_targets))
+    for index, curve in enumerate(shown[:draws] if draws else ()):
         name = f"{draws} draws of f" if index == 0 else None
         axis.plot(inputs[order], curve.flatten()[order], color=colour, lw=0.6, alpha=0.5, label=name)
     if data is not None:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 from matplotlib.axes import Axes
 from torch import Tensor
 
 from laplace_fiber import metrics
-from laplace_fiber.metrics import Prediction, TargetDistribution
-from laplace_fiber.plots.canvas import axes_for, not_empty, numbers, plain
+from laplace_fiber.metrics import Prediction
+from laplace_fiber.plots.canvas import axes_for, not_empty, on_cpu, plain
 from laplace_fiber.plots.style import label, marks
 from laplace_fiber.selection import area, risk_coverage_curve
 
@@ -52,7 +51,7 @@ def reliability(
     axis, styles = axes_for(ax, (4.6, 4.6)), marks(not_empty(predictions, "reliability"))
     axis.plot([0, 1], [0, 1], color="#7F7F7F", lw=0.8, ls="--")
     for name, prediction in predictions.items():
-        diagram = metrics.reliability(_on_cpu(prediction), y.cpu(), sigma_noise)
+        diagram = metrics.reliability(on_cpu(prediction), y.cpu(), sigma_noise)
         draw_reliability(axis, _of_filled_bins(diagram, len(y)), **styles[name])
         axis.plot([], [], lw=1.2, ms=6, label=label(name), **styles[name])  # for the legend, where areas mean nothing
     if y.is_floating_point():
@@ -103,7 +102,7 @@ def risk_coverage(predictions: Mapping[str, Prediction], y: Tensor, ax: Axes | N
     """
     axis, styles = axes_for(ax), marks(not_empty(predictions, "risk_coverage"))
     for name, prediction in predictions.items():
-        coverage, risk = risk_coverage_curve(_on_cpu(prediction), y.cpu())
+        coverage, risk = risk_coverage_curve(on_cpu(prediction), y.cpu())
         named = f"{label(name)} (area {area(coverage, risk):.3g})"
         axis.plot(coverage, risk, markevery=max(1, len(risk) // MARKS), ms=5, lw=1.5, label=named, **styles[name])
     plain(axis, "coverage: share of inputs kept, surest first", "RMSE" if y.is_floating_point() else "error rate")
@@ -111,10 +110,3 @@ def risk_coverage(predictions: Mapping[str, Prediction], y: Tensor, ax: Axes | N
     axis.set_ylim(bottom=0)
     axis.legend(fontsize="small", frameon=False)
     return axis
-
-
-def _on_cpu(prediction: Prediction) -> Any:
-    if isinstance(prediction, Tensor):
-        return numbers(prediction)
-    parts = tuple(numbers(part) for part in prediction)
-    return TargetDistribution(*parts) if isinstance(prediction, TargetDistribution) else parts

@@ -9,6 +9,8 @@ import torch
 from matplotlib.axes import Axes
 from torch import Tensor
 
+from laplace_fiber.metrics import Prediction, TargetDistribution
+
 T = TypeVar("T")
 
 SIZE = (5.4, 3.9)
@@ -39,6 +41,16 @@ def plain(ax: Axes, x_label: str, y_label: str) -> None:
 def numbers(values: Any) -> Tensor:
     """Values as a tensor of doubles on the CPU, without a graph."""
     return torch.as_tensor(values).detach().cpu().double()
+
+
+def on_cpu(prediction: Prediction) -> Prediction:
+    """A prediction as doubles on the CPU; of a covariance of outputs (b, c, c), the variances."""
+    if isinstance(prediction, Tensor):
+        return numbers(prediction)
+    mean, variance = (numbers(part) for part in prediction)
+    if variance.ndim > mean.ndim:
+        variance = variance.diagonal(dim1=-2, dim2=-1)
+    return TargetDistribution(mean, variance) if isinstance(prediction, TargetDistribution) else (mean, variance)
 
 
 def not_empty(named: Mapping[str, T], function: str) -> Mapping[str, T]:

@@ -72,7 +72,7 @@ def _draw_particles(axis: Axes, values: Float[Tensor, "n t"]) -> None:
 def latent_space(la: FiberLaplace, ax: Axes | None = None) -> Axes:
     """Latent positions of the walk's states, and the latent lines that samples are decoded from.
 
-    Shown are the first two principal components of the trajectories' ends about the MAP.
+    Shown are the first two principal components of all states about the MAP.
 
     Parameters
     ----------
@@ -83,12 +83,16 @@ def latent_space(la: FiberLaplace, ax: Axes | None = None) -> Axes:
     ------
     RuntimeError
         ``la`` was not fitted here.
+    ValueError
+        Its latent space has one dimension.
     """
     lines = la.fitted.lines
     if lines.path is None:
         raise RuntimeError("latent_space: expected a FiberLaplace fitted in this process; call fit(train_loader).")
     path = numbers(lines.path) - numbers(lines.start)
-    _, spectrum, directions = torch.linalg.svd(path[:, -1], full_matrices=False)
+    if path.shape[-1] < 2:
+        raise ValueError("latent_space: expected a latent space of two dimensions or more, got one; raise latent_size.")
+    _, spectrum, directions = torch.linalg.svd(path.flatten(0, 1), full_matrices=False)
     shares = 100 * spectrum.square() / spectrum.square().sum()
     flat: Float[Tensor, "n t 2"] = path @ directions[:2].T
     axis = axes_for(ax)
@@ -100,7 +104,7 @@ def latent_space(la: FiberLaplace, ax: Axes | None = None) -> Axes:
     drawn = axis.scatter(across, up, c=t, s=8, lw=0, cmap="viridis", zorder=2, label="state of the walk")
     axis.plot(0, 0, "*", color=COLOURS["map"], ms=13, mec="white", ls="none", zorder=3, label=label("map"))
     axis.figure.colorbar(drawn, ax=axis, label="drift t", ticks=MaxNLocator(integer=True))
-    plain(axis, f"first component ({shares[0]:.0f} % of the ends' spread)", _second(shares))
+    plain(axis, f"first component ({shares[0]:.0f} % of the states' spread)", _second(shares))
     axis.set_title(f"straightness {lines.straightness:.3f}", fontsize="medium")
     axis.legend(fontsize="small", framealpha=0.9)
     return axis

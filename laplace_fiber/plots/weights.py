@@ -32,13 +32,15 @@ def weight_components(
     Raises
     ------
     ValueError
-        No samples, or methods that differ in the number of weights.
+        Fewer than two samples or weights, or methods that differ in the number of weights.
     """
     not_empty(samples, "weight_components")
     sizes = {name: values.shape[-1] for name, values in samples.items()}
     if len(set(sizes.values())) > 1:
         raise ValueError(f"weight_components: expected samples over the same weights, got {sizes}.")
     stacked = torch.cat([numbers(values) for values in samples.values()])
+    if min(stacked.shape) < 2:
+        raise ValueError(f"weight_components: expected two samples and weights or more, got {tuple(stacked.shape)}.")
     centre = stacked.mean(0)
     _, spectrum, directions = torch.linalg.svd(stacked - centre, full_matrices=False)
     # Their signs are arbitrary: the largest entry of each direction shall be positive.
