@@ -12,6 +12,7 @@ from problems import FAST, classifier, loader, regressor
 from torch import nn
 
 from laplace_fiber import FiberLaplace, TrajectorySampler, baselines
+from laplace_fiber.geometry import spread_report
 from laplace_fiber.posterior import SampledPosterior
 
 
@@ -288,3 +289,18 @@ def test_a_failed_fit_says_why_and_leaves_nothing_half_done(case):
         la(x, pred_type="gp")
     with pytest.raises(ValueError, match="n_samples"):
         la(x, pred_type=case.predictions[0], n_samples=0)
+
+
+@every_case
+def test_its_spread_is_taken_apart_or_it_has_no_weight_samples(case):
+    la, data = fitted(case)
+    if not case.weights:
+        with pytest.raises(NotImplementedError):
+            spread_report(la, data, n_samples=5)
+        return
+    report = spread_report(la, data, n_samples=5)
+    network, linearised = report.rows
+    assert network.posterior == case.method.__name__
+    assert 0 <= network.kernel_share <= 1
+    assert network.change >= 0
+    assert linearised.kernel_change <= 1e-6 * (1 + linearised.change)

@@ -37,7 +37,8 @@ class Spread:
         Share of that mean which lies in the kernel of the Gauss-Newton matrix; the rest lies in its image.
     image_change, kernel_change, change
         How far the function moves on the data when only the image part of a sample is applied, only the kernel part, or
-        both: root mean square over samples, points and outputs (logits, for classes).
+        both: root mean square over samples, points and outputs (for classes, logits without their mean, since an equal
+        shift of all is no change).
     image_nll, kernel_nll, nll
         Training NLL per point under single samples, mean over samples, likewise.
     """
@@ -206,8 +207,10 @@ class _Parts:
 
     def change(self, outputs: list[Float[Tensor, "s b *c"]]) -> float:
         """Root mean square distance from the trained network."""
-        moved = [(f - g).flatten().double() for f, g in zip(outputs, self.trained, strict=True)]
-        return float(torch.cat(moved).square().mean().sqrt())
+        moved = [(f - g).double() for f, g in zip(outputs, self.trained, strict=True)]
+        if self.joint.likelihood != "regression":
+            moved = [f - f.mean(-1, keepdim=True) for f in moved]
+        return float(torch.cat([f.flatten() for f in moved]).square().mean().sqrt())
 
     def spread(self, name: str, offsets: Float[Tensor, "s p"], spectrum: GGNSpectrum, function: Function) -> Spread:
         """What each part of the samples does to the function."""
