@@ -4,6 +4,13 @@ Importing this package registers its flavours with laplace-torch, so that
 ``Laplace(model, likelihood, subset_of_weights="all", hessian_structure="fiber")`` returns a :class:`FiberLaplace`.
 """
 
+import warnings
+
+with warnings.catch_warnings():
+    # Of a package behind laplace-torch, on every import; nothing that a user could mend.
+    warnings.filterwarnings("ignore", "`torch.jit.script` is deprecated", FutureWarning)
+    import laplace
+
 from laplace_fiber import baselines
 from laplace_fiber.checkpoint import Checkpoint
 from laplace_fiber.comparison import Comparison, compare
@@ -21,6 +28,8 @@ from laplace_fiber.thermal import Thermalisation
 from laplace_fiber.trajectories import TrajectorySampler, typical_set_walk
 
 __version__ = "0.1.0"
+
+del laplace, warnings
 
 __all__ = [
     "BasisStorage",

@@ -1,4 +1,4 @@
-"""The command line: ``python -m laplace_fiber compare | methods``."""
+"""The command line: ``python -m laplace_fiber compare | methods | info``."""
 
 from __future__ import annotations
 
@@ -10,7 +10,9 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+from laplace_fiber import __version__
 from laplace_fiber.comparison import METHODS, PRIOR_PRECISIONS, Budget, compare
+from laplace_fiber.info import describe
 
 PARTS = ("train", "val", "test", "ood")
 
@@ -80,6 +82,11 @@ def _methods(options: argparse.Namespace) -> int:
     return 0
 
 
+def _info(options: argparse.Namespace) -> int:
+    print(describe())
+    return 0
+
+
 class _UsageError(Exception):
     """Something that the user named does not exist or is not what it should be."""
 
@@ -132,8 +139,13 @@ def _floats(text: str) -> list[float]:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m laplace_fiber", description="laplace-fiber on the command line.")
-    commands = parser.add_subparsers(required=True)
+    parser = argparse.ArgumentParser(
+        prog="python -m laplace_fiber",
+        description="Posteriors for laplace-torch that follow the curved set of low-loss weights. "
+        "'COMMAND --help' tells the options of a command.",
+    )
+    parser.add_argument("--version", action="version", version=f"laplace-fiber {__version__}")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND", title="commands")
     default = {f.name: f.default for f in fields(Budget)}
 
     command = commands.add_parser(
@@ -169,6 +181,9 @@ def _parser() -> argparse.ArgumentParser:
 
     command = commands.add_parser("methods", help="names of the methods, and the settings tried for each")
     command.set_defaults(command=_methods)
+
+    command = commands.add_parser("info", help="versions, device, flavours and optional parts: for reports of problems")
+    command.set_defaults(command=_info)
     return parser
 
 

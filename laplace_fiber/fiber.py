@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
@@ -69,6 +68,7 @@ backend, backend_kwargs, asdl_fisher_kwargs
     """
 
     _key = ("all", "fiber")
+    _shown = ("posterior", "sampler", "autoencoder")
 
     def __init__(
         self,
@@ -150,7 +150,10 @@ backend, backend_kwargs, asdl_fisher_kwargs
     @property
     def fitted(self) -> FiberFit:
         """The walk's subspace, states and latent lines; ``RuntimeError`` before fit."""
-        return self._require_fit()
+        self._require_mean()
+        if self._fitted is None:  # mean and fit are set together
+            raise RuntimeError("FiberLaplace has a mean but no fit: call fit(train_loader).")
+        return self._fitted
 
     def _forget_fit(self) -> None:
         self.mean = self._fitted = self.report = None
@@ -175,8 +178,8 @@ backend, backend_kwargs, asdl_fisher_kwargs
         """
         repeats = generator is None
         generator = self._generator(generator, n_samples, self.sampler.seed)
-        fitted, share = self._require_fit(), self.walk_share
-        fitted.warn_of_changes(self.sigma_noise.detach(), self.temperature)
+        fitted, share = self.fitted, self.walk_share
+        self._say_changed(fitted.changes(self.sigma_noise.detach(), self.temperature))
         asked = (n_samples, self.posterior, repr(self.position), share, self.sampler.seed)
         kept = self._kept[1] if repeats and self._kept is not None and self._kept[0] == asked else None
         if kept is None:
@@ -191,7 +194,7 @@ backend, backend_kwargs, asdl_fisher_kwargs
 
     def spread_factor(self) -> Float[Tensor, "k p"]:
         """L with Lᵀ L the posterior's second moment of the weights about the MAP, exact up to quadrature in s."""
-        fitted = self._require_fit()
+        fitted = self.fitted
         points = fitted.points(self.posterior, self.position, self.walk_share)
         if len(points) > points.shape[1]:
             points = torch.linalg.qr(points, mode="r").R * (points.shape[1] / len(points)) ** 0.5
@@ -200,19 +203,18 @@ backend, backend_kwargs, asdl_fisher_kwargs
     @property
     def walk_share(self) -> float:
         """Share ρ ≤ 1 of the walk that the present prior precision uses: its prior radius over that at fit."""
-        fitted = self._require_fit()
+        fitted = self.fitted
         missing = fitted.missing_reach(self.prior_precision_diag)
         if missing > 1:
-            warnings.warn(
+            self._notices.say(
                 f"prior_precision is below its value at fit: it asks for {missing:.2f} times the walk's reach. "
-                "The walk is used as far as it goes; fit again with this prior_precision for the wider posterior.",
-                stacklevel=3,
+                "The walk is used as far as it goes; fit again with this prior_precision for the wider posterior."
             )
         return fitted.share_for(self.prior_precision_diag)
 
     def settle_prior_precision(self) -> None:
         """Walk again if the chosen precision asks for a longer walk and the training data are at hand."""
-        if self._data is not None and self._require_fit().missing_reach(self.prior_precision_diag) > 1:
+        if self._data is not None and self.fitted.missing_reach(self.prior_precision_diag) > 1:
             asked, self.sampler = self.sampler, replace(self.sampler, evidence=False)  # it has been chosen
             try:
                 self.fit(self._data.loader)
@@ -221,7 +223,7 @@ backend, backend_kwargs, asdl_fisher_kwargs
 
     def distinct_prior_precisions(self, grid: Float[Tensor, " g"]) -> Float[Tensor, " h"]:
         """The grid's values above the one at fit (by prior radius): a lower one needs a new, longer walk."""
-        walked = (1 / self._require_fit().prior_precision.double()).sum()
+        walked = (1 / self.fitted.prior_precision.double()).sum()
         return grid[grid > float(self.n_params / walked)]
 
     def log_marginal_likelihood(
@@ -255,7 +257,7 @@ backend, backend_kwargs, asdl_fisher_kwargs
 
         Save with ``torch.save`` and load with ``torch.load(weights_only=True)``.
         """
-        fitted = self._require_fit()
+        fitted = self.fitted
         return {
             **self._hosted_state(),
             **fitted.to_state(),
@@ -292,13 +294,7 @@ backend, backend_kwargs, asdl_fisher_kwargs
                     "log_marginal_likelihood: expected the training data of a fit, got a loaded state without the "
                     "curvature; call it once before state_dict(), or fit again."
                 )
-            theta, basis = self._require_mean(), self._require_fit().subspace.basis
+            theta, basis = self._require_mean(), self.fitted.subspace.basis
             ggn = subspace_ggn(self.network, theta, basis, self._data.epoch(), self._loss_likelihood, per_output)
             self._curvature = SubspaceCurvature(ggn, basis)
         return self._curvature
-
-    def _require_fit(self) -> FiberFit:
-        self._require_mean()
-        if self._fitted is None:  # mean and fit are set together
-            raise RuntimeError("FiberLaplace has a mean but no fit: call fit(train_loader).")
-        return self._fitted

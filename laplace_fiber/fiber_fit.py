@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import warnings
 from dataclasses import dataclass, fields
 from functools import cached_property
 from typing import Any
@@ -81,16 +80,11 @@ class FiberFit:
         wider = float((self.prior_precision / prior_precision.detach()).max().sqrt())
         return wider if wider > 1 + REACH_TOLERANCE else 1.0
 
-    def warn_of_changes(self, sigma_noise: Tensor, temperature: float) -> None:
-        """Say so where the objective has changed since the walk."""
+    def changes(self, sigma_noise: Tensor, temperature: float) -> list[str]:
+        """Names of what has changed in the objective since the walk."""
         same_noise = bool(torch.allclose(sigma_noise, self.sigma_noise, rtol=1e-5))
         same = {"sigma_noise": same_noise, "temperature": math.isclose(temperature, self.temperature, rel_tol=1e-5)}
-        changed = [name for name, kept in same.items() if not kept]
-        if changed:
-            warnings.warn(
-                f"{' and '.join(changed)} changed since fit; weight samples are those of the walk at fit: fit again.",
-                stacklevel=4,
-            )
+        return [name for name, kept in same.items() if not kept]
 
     def draw(
         self, form: PosteriorForm, law: PositionLaw, upto: float, n_samples: int, generator: torch.Generator

@@ -160,6 +160,9 @@ class FitReport:
             found += part.warnings() if part else ()
         return found + list(self.warnings)
 
+    def __repr__(self) -> str:
+        return str(self)
+
     def __str__(self) -> str:
         def row(name: str, values: tuple[float, ...]) -> str:
             return f"  {name:<22}" + "".join(f"{v:>10.4g}" for v in values)

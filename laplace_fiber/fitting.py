@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import math
-import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
-from typing import Any, Literal, TypeAlias
+from typing import Any, ClassVar, Literal, TypeAlias
 
 import torch
 from jaxtyping import Float
@@ -16,6 +15,7 @@ from laplace_fiber.data import TrainingData
 from laplace_fiber.effective_dimension import PROBES, EffectiveDimension, effective_dimension
 from laplace_fiber.host import HostedPosterior
 from laplace_fiber.log_joint import LogJoint, check_shapes
+from laplace_fiber.shown import arguments
 
 BatchChoice: TypeAlias = Literal["auto", "full", "loader"]
 """Data behind one gradient: all of them, the loader's batches, or all up to 10,000 points."""
@@ -30,6 +30,9 @@ class FittedPosterior(HostedPosterior, ABC):
         After fit: numbers that tell its cost and quality, ``gradient_evaluations`` (of the loss on one batch, for one
         weight vector) among them.
     """
+
+    _shown: ClassVar[tuple[str, ...]] = ()
+    """Names of the settings that ``repr`` tells."""
 
     @property
     @abstractmethod
@@ -98,7 +101,27 @@ class FittedPosterior(HostedPosterior, ABC):
         self._forget_predictions()
         self.mean = theta
         for message in self.fit_warnings():
-            warnings.warn(message, stacklevel=2)
+            self._notices.say(message)
+
+    def settings_shown(self) -> dict[str, Any]:
+        """Settings of the method that ``repr`` names."""
+        return {name: getattr(self, name) for name in self._shown}
+
+    def __repr__(self) -> str:
+        tau = self.prior_precision.detach()
+        own = {"prior_precision": float(f"{float(tau):.4g}") if tau.numel() == 1 else f"{tau.numel()} values"}
+        settings = arguments(own | self.settings_shown())
+        title = f"{type(self).__name__}({self.likelihood}, {self.n_params:,} weights, {settings})"
+        if self.mean is None:
+            return f"{title}: not fitted; call fit(train_loader)"
+        found = len(self.fit_warnings())
+        return f"{title}: fitted to {self.n_data} points" + (f", {found} warning{'s' * (found > 1)}" if found else "")
+
+    def _say_changed(self, names: Sequence[str]) -> None:
+        if names:
+            self._notices.say(
+                f"{' and '.join(names)} changed since fit; weight samples are those of the fit: fit again."
+            )
 
     def effective_dimension(self, rank: int | None = None, probes: int = PROBES) -> EffectiveDimension:
         """How many directions of the moving weights the training data determine, against the prior: Σ λ/(λ + τ).

@@ -17,6 +17,7 @@ from laplace_fiber.data import TrainingData
 from laplace_fiber.log_joint import LogJoint
 from laplace_fiber.predictive import RECORD_AFTER
 from laplace_fiber.recording import Recorder
+from laplace_fiber.shown import Notices
 from laplace_fiber.state import STATE_SETTINGS, STATE_VERSION, checked_origin
 from laplace_fiber.weights import Engine, NetworkFunction, Subset
 
@@ -122,14 +123,16 @@ backend, backend_kwargs, asdl_fisher_kwargs
         self.residuals: Float[Tensor, " c"]  # Σ ℓ at the MAP with σ = 1, per output; set by fit
 
     def _forget_predictions(self) -> None:
-        """Drop what is kept to make repeated predictions fast."""
+        """Drop what is kept to make repeated predictions fast, and what has been warned of."""
         self._together: dict[tuple[Any, ...], int | None] = {}
         self._asked: set[tuple[Any, ...]] = set()
         self._recorder = Recorder(after=RECORD_AFTER)
         self._kept: tuple[tuple[Any, ...], Float[Tensor, "s p"]] | None = None
+        self._notices = Notices()
 
     def __getstate__(self) -> dict[str, Any]:
-        return {k: v for k, v in self.__dict__.items() if k not in ("_together", "_asked", "_recorder", "_kept")}
+        fleeting = ("_together", "_asked", "_recorder", "_kept", "_notices")
+        return {k: v for k, v in self.__dict__.items() if k not in fleeting}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)

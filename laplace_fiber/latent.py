@@ -16,6 +16,8 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from laplace_fiber.shown import with_changes
+
 MOST_LINE_UNITS = 2048
 
 WINDOW = 10
@@ -83,6 +85,8 @@ class LatentAutoencoder:
     line_units: int | None = None
     ridge: float = 1e-7
     seed: int = 0
+
+    __repr__ = with_changes
 
     def __post_init__(self) -> None:
         for name in ("latent_size", "width", "n_steps", "batch_size", "learning_rate", "ridge"):

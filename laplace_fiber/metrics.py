@@ -156,7 +156,7 @@ def coverage_error(pit: Float[Tensor, " b"]) -> Float[Tensor, ""]:
 def bin_gaps(
     confidence: Float[Tensor, "s b"], correct: Float[Tensor, "s b"]
 ) -> tuple[Float[Tensor, "s bins"], Float[Tensor, "s bins"]]:
-    """Equal-width bins of the confidence: share of the inputs and |accuracy − confidence|.
+    """Equal-width bins of the confidence: share of the inputs and distance of accuracy from confidence.
 
     A bin is open below and closed above; an empty one has share and gap 0.
     """

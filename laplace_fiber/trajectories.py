@@ -24,6 +24,7 @@ from laplace_fiber.evidence import EvidenceChoice, maximise_evidence
 from laplace_fiber.geometry.canonical import canonicalize
 from laplace_fiber.log_joint import LogJoint
 from laplace_fiber.refinement import Refinement, RefineToLevel, RefineToTypicalSet
+from laplace_fiber.shown import with_changes
 from laplace_fiber.subspace import BasisStorage, Subspace
 from laplace_fiber.thermal import Thermalisation
 from laplace_fiber.trace import WalkTrace
@@ -172,6 +173,8 @@ class TrajectorySampler:
     basis: BasisStorage = field(default_factory=BasisStorage)
     checkpoint: Checkpoint | None = None
     distributed: bool | None = None
+
+    __repr__ = with_changes
 
     def __post_init__(self) -> None:
         for name, minimum in (("n_particles", 1), ("n_steps", 1)):

@@ -13,10 +13,11 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from benchmarks.bands import draw_bands, draw_data
+from benchmarks.bands import draw_data
 from benchmarks.datasets import load
 from benchmarks.figures.common import new_figure
 from benchmarks.style import COLOURS, label
+from laplace_fiber.plots.bands import draw_bands
 
 DPI = 130
 INK, MUTED = "#222222", "#7F7F7F"

@@ -10,9 +10,9 @@ import torch
 
 from benchmarks.datasets import snelson_grid
 from benchmarks.geometry.problems import rounded, told_nothing, trained
-from benchmarks.pictures import moments
 from laplace_fiber import FiberLaplace, typical_set_walk
 from laplace_fiber.linearised import linearised_samples
+from laplace_fiber.metrics import moments
 from laplace_fiber.predictive import function_samples
 from laplace_fiber.weights import NetworkFunction
 

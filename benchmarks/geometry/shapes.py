@@ -55,7 +55,7 @@ def measure(data_dir: Path | None, quick: bool) -> dict[str, Any]:
 
 def _ablations(la: FiberLaplace, loader: Any) -> dict[str, Any]:
     """The same walk through other autoencoders."""
-    found, fitted = {}, la._require_fit()
+    found, fitted = {}, la.fitted
     for name, autoencoder in AUTOENCODERS.items():
         la._fitted = replace(fitted, lines=autoencoder.fit(fitted.states))
         found[name] = as_record(fiber_connectivity(la, loader), name, False)

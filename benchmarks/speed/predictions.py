@@ -134,7 +134,7 @@ def _fitted(
     autoencoder = LatentAutoencoder(n_steps=50)
     fiber = FiberLaplace(model, "classification", sampler=sampler, autoencoder=autoencoder, subset=subset)
     fiber.fit(_loader(points))
-    fit, generator = fiber._require_fit(), torch.Generator().manual_seed(0)
+    fit, generator = fiber.fitted, torch.Generator().manual_seed(0)
     n, t, p = sizes.particles, sizes.drifts, fiber.n_params
     rank = min(n * t, p)
     basis = (storage or BasisStorage()).allocate(rank, fit.subspace.origin)
@@ -216,7 +216,7 @@ def _drawing(sizes: Sizes) -> dict[str, Any]:
     )
     return {
         "n_weights": single.n_params,
-        "rank": len(single._require_fit().subspace.basis),
+        "rank": len(single.fitted.subspace.basis),
         "n_samples": n,
         "seconds": {name: spread(values) for name, values in times.items()},
         "over_laplace_torch": {name: ratio(times[name], times["laplace-torch"]) for name in times},

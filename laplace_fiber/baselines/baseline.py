@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from abc import abstractmethod
 from collections.abc import Iterable
 from dataclasses import dataclass, fields, replace
@@ -19,6 +18,7 @@ from laplace_fiber.fitting import BatchChoice
 from laplace_fiber.gradients import Gradients
 from laplace_fiber.log_joint import LogJoint
 from laplace_fiber.posterior import SampledPosterior
+from laplace_fiber.shown import changed
 from laplace_fiber.weights import Inputs
 
 
@@ -141,6 +141,10 @@ class Baseline(SampledPosterior, Generic[SettingsType, Fit]):
     def batch(self) -> BatchChoice:
         """``settings.batch``."""
         return self.settings.batch
+
+    def settings_shown(self) -> dict[str, Any]:
+        """Those that differ from their defaults."""
+        return changed(self.settings)
 
     @abstractmethod
     def _run(self, problem: Problem) -> tuple[Fit, dict[str, float]]:
@@ -284,10 +288,5 @@ class Baseline(SampledPosterior, Generic[SettingsType, Fit]):
         self._require_mean()
         if self._fitted is None:  # mean and fit are set together
             raise RuntimeError(f"{type(self).__name__} has a mean but no fit: call fit(train_loader).")
-        changed = self._changes()
-        if changed:
-            warnings.warn(
-                f"{' and '.join(changed)} changed since fit; weight samples are those of the fit: fit again.",
-                stacklevel=4,
-            )
+        self._say_changed(self._changes())
         return self._fitted

@@ -243,7 +243,7 @@ def log_volume(vertices: Float[Tensor, "*m v p"]) -> Float[Tensor, "*m"]:
 def volume_gradient(
     vertices: Float[Tensor, "m v p"], edge: Float[Tensor, "m p"], floor: Float[Tensor, " m"]
 ) -> Float[Tensor, "m p"]:
-    """Gradient of log V in one more vertex w₀ + ``edge``, with ``floor``² added to its squared height.
+    """Gradient of log V in one more vertex w₀ + ``edge``, with the square of ``floor`` added to its squared height.
 
     The last row of (E Eᵀ)⁻¹ E: the height's direction over the height.
     """

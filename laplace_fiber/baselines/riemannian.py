@@ -85,7 +85,7 @@ class ObjectivePosterior(GeodesicPosterior):
 class RiemannianLaplace(ObjectivePosterior):
     """Riemannian Laplace: θ = Exp_θ*(v), v ~ N(0, C) with C the Laplace approximation's covariance.
 
-    The exponential map is that of the metric I + ∇J ∇Jᵀ: c″ = −∇J ⟨c′, ∇²J c′⟩ / (1 + |∇J|²), θ = c(1).
+    The exponential map is that of the metric I + ∇J ∇Jᵀ: c″ = −∇J ⟨c′, ∇²J c′⟩ / (1 + ‖∇J‖²), θ = c(1).
     Samples bend towards low loss. Even with infinitely many data they are narrower than the posterior (Yu et al.
     2024); :class:`FisherRiemannianLaplace` is not. Predictions use the network itself. Settings:
     :class:`RiemannianSettings`. The prior precision matters: choose it first, e.g. with a Gaussian flavour of

@@ -100,7 +100,7 @@ def fiber_connectivity(
     ValueError
         Fewer than two trajectories, three points or one pair.
     """
-    fitted = posterior._require_fit()
+    fitted = posterior.fitted
     n = len(fitted.states)
     if n < 2 or n_points < 3 or n_pairs < 1:
         raise ValueError(

@@ -32,7 +32,7 @@ def latent_curves(first: FiberLaplace, second: FiberLaplace, s: Float[Tensor, " 
     without λ₋, which would push two walks that share no state apart without bound. For small networks: holds all states
     of both walks.
     """
-    fits = [la._require_fit() for la in (first, second)]
+    fits = [la.fitted for la in (first, second)]
     n = min(len(fit.states) for fit in fits)
     t = min(fit.states.shape[1] for fit in fits)
     states = torch.cat([f.subspace.to_weights(f.states[:n, :t].flatten(0, 1)).unflatten(0, (n, t)) for f in fits])
