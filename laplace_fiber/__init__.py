@@ -4,7 +4,7 @@ Importing this package registers its flavours with laplace-torch, so that
 ``Laplace(model, likelihood, subset_of_weights="all", hessian_structure="fiber")`` returns a :class:`FiberLaplace`.
 """
 
-from laplace_fiber import baselines
+from laplace_fiber import baselines, geometry
 from laplace_fiber.checkpoint import Checkpoint
 from laplace_fiber.comparison import Comparison, compare
 from laplace_fiber.curvature import LanczosGGN, low_rank_laplace
@@ -44,6 +44,7 @@ __all__ = [
     "UniformPosition",
     "baselines",
     "compare",
+    "geometry",
     "low_rank_laplace",
     "typical_set_walk",
 ]
