@@ -11,7 +11,7 @@ with warnings.catch_warnings():
     warnings.filterwarnings("ignore", "`torch.jit.script` is deprecated", FutureWarning)
     import laplace
 
-from laplace_fiber import baselines
+from laplace_fiber import baselines, geometry
 from laplace_fiber.checkpoint import Checkpoint
 from laplace_fiber.comparison import Comparison, compare
 from laplace_fiber.curvature import LanczosGGN, low_rank_laplace
@@ -53,6 +53,7 @@ __all__ = [
     "UniformPosition",
     "baselines",
     "compare",
+    "geometry",
     "low_rank_laplace",
     "typical_set_walk",
 ]

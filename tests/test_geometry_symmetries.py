@@ -290,6 +290,8 @@ def test_what_samples_cannot_carry():
         canonicalize(network.theta())
     with pytest.raises(ValueError, match="indices as subset"):
         canonicalize(torch.zeros(2), NetworkFunction(model, torch.tensor([0, 1])))
+    with pytest.raises(ValueError, match="of the same shape; pass a network like it"):
+        canonicalize(mlp([3, 4], "relu"), reference=mlp([3, 5], "relu"))
     with pytest.raises(ValueError, match="one vector of"):
         canonicalize(network.theta(), network, reference=torch.zeros(3), permutation=False)
 

@@ -33,7 +33,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         module = importlib.import_module(f"benchmarks.geometry.{part}")
         result = module.measure(options.data_dir, options.quick)
         result |= {"seconds": time.process_time() - start, "environment": environment.describe()}
-        (options.out / f"{part}.json").write_text(json.dumps(result, indent=1) + "\n")
+        (options.out / f"{part}.json").write_text(json.dumps(result) + "\n")
     if options.docs:
         from benchmarks.geometry.figures import draw  # here, since it needs matplotlib
 

@@ -124,6 +124,12 @@ def _take_away(
     if permutation:
         for layer in units:
             _check_statistics(layer, named)
+    if reference is not None:
+        for part in (part for layer in units for part in layer.tensors):
+            if part.name not in reference or reference[part.name].shape[1:] != named[part.name].shape[1:]:
+                raise ValueError(
+                    f"reference: expected weights {part.name!r} of the same shape; pass a network like it."
+                )
     if scaling:
         for each in (named,) if reference is None else (named, reference):
             _balance(each, units)
