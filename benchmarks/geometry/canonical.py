@@ -14,7 +14,7 @@ from laplace_fiber import FiberLaplace, TrajectorySampler, metrics, typical_set_
 from laplace_fiber.geometry import canonicalize
 from laplace_fiber.weights import NetworkFunction
 
-DATASETS = ("snelson", "glass", "australian", "ionosphere")
+DATASETS = ("snelson", "glass", "australian", "ionosphere", "breast")
 """Banana's network has tanh units, which have no scale to take away."""
 
 WALKS = {"plain": (TrajectorySampler(), 3), "typical set": (typical_set_walk(), 2)}
