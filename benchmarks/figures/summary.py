@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import NullFormatter
 
 from benchmarks.collected import WITHOUT_FIT, Collected, Scores
 from benchmarks.figures.common import Picture, legend_of, new_figure, panels
@@ -113,6 +114,7 @@ def _costs(axis: Axes, scores: Scores) -> None:
     if "map" in points:
         axis.axhline(scores.mean("map") or 0.0, color="0.4", lw=0.8, ls="--", label="MAP")
     axis.set_xscale("log")
+    axis.xaxis.set_minor_formatter(NullFormatter())  # labels between decades overlap in small panels
     axis.set_ylim(top=worst + 0.06 * (worst - losses[0]))
     axis.set_title(scores.dataset, fontsize=9)
 
