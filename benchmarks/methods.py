@@ -11,7 +11,7 @@ import copy
 import functools
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal, Protocol
 
 import torch
@@ -144,12 +144,13 @@ def fit_fiber(
 
 
 def fiber_info(la: FiberLaplace) -> dict[str, Any]:
-    """The cost of the walk, the distance of decoded samples from its states in NLL (percent), and the whole report."""
+    """The cost of the walk, how far decoded samples are from its states in NLL (percent), and the report's numbers."""
     if la.report is None:
         raise RuntimeError("Expected the report of a fit; got none. Call fit first.")
     evaluations = la.report.gradient_evaluations * la.report.n_particles
     gap = 100 * la.report.decoded_gap
-    return {"gradient_evaluations": evaluations, "decoded_gap": gap, "report": asdict(la.report)}
+    report = asdict(replace(la.report, trace=None))  # the trace is tensors
+    return {"gradient_evaluations": evaluations, "decoded_gap": gap, "report": report}
 
 
 METHODS: dict[str, Method] = {
