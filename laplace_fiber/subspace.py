@@ -22,15 +22,13 @@ from torch.nn import functional
 from laplace_fiber.memory import available_bytes
 
 BLOCK_BYTES = {"cpu": 2**22, "cuda": 2**28}
-"""Columns are converted to the precision of arithmetic in blocks of this size: those of a CPU stay in its cache, those
-of a GPU keep it busy."""
+"""Columns are converted to the precision of arithmetic in blocks that stay in a CPU's cache, or keep a GPU busy."""
 
 COLUMNS = {"cpu": 2**12, "cuda": 2**18}
 """Columns of weight vectors that are decoded at a time."""
 
 DECODED_BYTES = {"cpu": 2**28, "cuda": 2**32}
-"""Weight vectors are decoded together up to this size, and up to an eighth of the free memory: each pass reads the
-whole basis."""
+"""Weight vectors are decoded together up to this size: each pass reads the whole basis."""
 
 SINGLE_PRECISION_LIMIT = 2**31
 """Size in bytes up to which a basis is kept in float32 unless told otherwise; beyond, in float16."""
@@ -73,9 +71,10 @@ class Subspace:
 
     def weight_groups(self, coordinates: Float[Tensor, "s r"], size: int) -> Iterator[Float[Tensor, "g p"]]:
         """:meth:`to_weights`, ``size`` rows at a time."""
-        limit = min(_of_kind(DECODED_BYTES, self.origin.device), available_bytes(self.origin.device) // 8)
-        decoded = max(1, limit // (self.origin.nbytes * size)) * size
-        for rows in coordinates.split(decoded):
+        row, limit = self.origin.nbytes, _of_kind(DECODED_BYTES, self.origin.device)
+        if limit < len(coordinates) * row:
+            limit = min(limit, available_bytes(self.origin.device) // 8)
+        for rows in coordinates.split(max(1, limit // (row * size)) * size):
             yield from self.to_weights(rows).split(size)
 
     def directions(self, coordinates: Float[Tensor, "s r"]) -> Float[Tensor, "s p"]:
@@ -90,8 +89,7 @@ class Subspace:
         result = self.origin.new_empty(len(coordinates), self.basis.shape[1])
         wide = coordinates.to(torch.promote_types(self.basis.dtype, torch.float32))
         # Written where it belongs, and added to while in the cache: new memory costs as much as products of few rows.
-        width = _of_kind(COLUMNS, self.basis.device)
-        for start in range(0, result.shape[1], width):
+        for start in range(0, result.shape[1], width := _of_kind(COLUMNS, self.basis.device)):
             columns = slice(start, start + width)
             block, part = self.basis[:, columns].to(wide.dtype), result[:, columns]
             if part.dtype == wide.dtype:
@@ -266,8 +264,7 @@ def _columns_of_block(rows: Float[Tensor, "k p"], dtype: torch.dtype) -> int:
 
 
 def _of_kind(sizes: dict[str, int], device: torch.device) -> int:
-    """The size for a kind of device; other accelerators are like a GPU."""
-    return sizes.get(device.type, sizes["cuda"])
+    return sizes.get(device.type, sizes["cuda"])  # other accelerators are like a GPU
 
 
 def _gram(rows: Float[Tensor, "a b"]) -> Float[Tensor, "a a"]:
