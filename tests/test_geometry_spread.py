@@ -46,6 +46,8 @@ def test_the_split_is_that_of_the_dense_matrix(likelihood, n, exact_limit):
     values, vectors = torch.linalg.eigh(ggn)
     kept = values > 1e-9 * values.max()
     assert spectrum.exact == bool(exact_limit)
+    guessed = GGNSpectrum(model, data, exact_limit=exact_limit)
+    assert torch.equal(guessed.eigenvalues, spectrum.eigenvalues)
     assert spectrum.rank == int(kept.sum())
     torch.testing.assert_close(spectrum.eigenvalues, values[kept].flip(0), rtol=1e-5, atol=1e-8)
     v = torch.randn(3, len(ggn), dtype=torch.float64, generator=torch.Generator().manual_seed(0))

@@ -16,6 +16,7 @@ from laplace_fiber.data import Batch
 from laplace_fiber.geometry.canonical import canonicalize
 from laplace_fiber.geometry.ggn import flat_joint
 from laplace_fiber.geometry.joint_latent import latent_curves, through_latent_space
+from laplace_fiber.geometry.spread import loss_likelihood
 from laplace_fiber.geometry.tables import aligned
 from laplace_fiber.log_joint import LogJoint
 from laplace_fiber.paths import WalkCurves
@@ -107,7 +108,7 @@ def fiber_connectivity(
             f"fiber_connectivity: expected two trajectories, three points and one pair at least, got {n}, {n_points} "
             f"and {n_pairs}."
         )
-    likelihood = "regression" if posterior.likelihood == "regression" else "classification"
+    likelihood = loss_likelihood(posterior)
     joint, data = flat_joint(posterior.network, loader, likelihood, posterior.sigma_noise.detach())
     losses = _Losses(joint, data.everything())
     share, to_weights = posterior.walk_share, fitted.subspace.to_weights

@@ -38,7 +38,8 @@ class GGNSpectrum(ImageSpectrum):
     rank
         At most this many eigenpairs, the largest. ``None`` takes all, or 100 where they come from Lanczos.
     likelihood
-        ``"classification"`` or ``"regression"`` (with noise 1: another noise scales the eigenvalues by 1/σ²).
+        ``"classification"`` or ``"regression"`` (with noise 1: another noise scales the eigenvalues by 1/σ²). ``None``
+        goes by the targets: classes are integers.
     theta
         Weights at which J is taken; ``None`` takes the model's own.
     seed
@@ -69,7 +70,7 @@ class GGNSpectrum(ImageSpectrum):
         loader: Iterable[Any],
         rank: int | None = None,
         *,
-        likelihood: str,
+        likelihood: str | None = None,
         theta: Float[Tensor, " p"] | None = None,
         seed: int = 0,
         exact_limit: int = EXACT_LIMIT,
@@ -95,7 +96,7 @@ class GGNSpectrum(ImageSpectrum):
 def flat_joint(
     model: nn.Module | NetworkFunction,
     loader: Iterable[Any],
-    likelihood: str,
+    likelihood: str | None,
     sigma_noise: Tensor | float = 1.0,
     temperature: float = 1.0,
 ) -> tuple[LogJoint, TrainingData]:
@@ -103,6 +104,8 @@ def flat_joint(
     network = model if isinstance(model, NetworkFunction) else NetworkFunction(model)
     like = network.tensors[0]
     data = TrainingData(loader, like.device, "full")
+    if likelihood is None:
+        likelihood = "regression" if data.first[1].is_floating_point() else "classification"
     with torch.no_grad(), network.evaluation():
         check_shapes(network.one(network.theta(), data.first[0]), data.first[1], likelihood)
     none = like.new_zeros(1)
