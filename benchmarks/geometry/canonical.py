@@ -14,18 +14,20 @@ from laplace_fiber import FiberLaplace, TrajectorySampler, metrics, typical_set_
 from laplace_fiber.geometry import canonicalize
 from laplace_fiber.weights import NetworkFunction
 
-DATASETS = ("snelson", "glass", "australian", "ionosphere", "breast")
-"""Banana's network has tanh units, which have no scale to take away."""
+DATASETS = {
+    **dict.fromkeys(("snelson", "glass", "australian", "ionosphere", "breast"), (3, 2)),
+    **{"banana": (2, 1), "vehicle": (1, 1), "waveform": (1, 1)},
+}
+"""Number of seeds for each walk. Banana's network has tanh units, which have no scale to take away."""
 
-WALKS = {"plain": (TrajectorySampler(), 3), "typical set": (typical_set_walk(), 2)}
-"""Walks, and the number of seeds."""
+WALKS = {"plain": TrajectorySampler(), "typical set": typical_set_walk()}
 
 
 def measure(data_dir: Path | None, quick: bool) -> dict[str, Any]:
     """One row for each data set, walk, seed and start."""
     rows = []
-    for name in DATASETS[:1] if quick else DATASETS:
-        for walk, (sampler, n_seeds) in WALKS.items():
+    for name in list(DATASETS)[:1] if quick else DATASETS:
+        for (walk, sampler), n_seeds in zip(WALKS.items(), DATASETS[name], strict=True):
             for seed in range(1 if quick else n_seeds):
                 problem = trained(name, seed, data_dir, quick)
                 for choice in (False, True):
