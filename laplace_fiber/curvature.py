@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from torch.func import jvp, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from laplace_fiber.columns import column_blocks
 from laplace_fiber.data import Batch
-from laplace_fiber.subspace import column_blocks
 from laplace_fiber.weights import Inputs, NetworkFunction, difference_step
 
 EIGENVALUE_FLOOR = 1e-6

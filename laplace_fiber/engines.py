@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from laplace_fiber.memory import available_bytes
+from laplace_fiber.memory import available_bytes, of_kind
 from laplace_fiber.weights import Inputs, NetworkFunction
 
 CACHED_ELEMENTS = {"cpu": 2**21, "cuda": 2**28}
@@ -98,10 +98,10 @@ def group_size(
     """
     if not network.batches or n <= 1:
         return 1
-    elements, kind = max(output_elements(network, x, **model_kwargs), 1), trial.device.type
+    elements = max(output_elements(network, x, **model_kwargs), 1)
     per_row = (WORKING_COPIES * elements + 5 * trial.shape[1]) * trial.element_size()
     fitting = int(available_bytes(trial.device) * MEMORY_SHARE) // per_row
-    cached = n if network.engine == "vmap" else CACHED_ELEMENTS.get(kind, CACHED_ELEMENTS["cuda"]) // elements
+    cached = n if network.engine == "vmap" else of_kind(CACHED_ELEMENTS, trial.device) // elements
     together = max(1, min(n, fitting, cached))
     together = -(-n // -(-n // together))  # groups of about equal size
     if network.engine == "vmap" or together == 1:

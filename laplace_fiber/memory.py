@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 
 UNKNOWN = 2**31
 """Assumed where the system does not tell (bytes)."""
+
+
+def of_kind(sizes: Mapping[str, int], device: torch.device) -> int:
+    """The size for a kind of device, by ``"cpu"`` and ``"cuda"``; other accelerators are like a GPU."""
+    return sizes.get(device.type, sizes["cuda"])
 
 
 def available_bytes(device: torch.device) -> int:

@@ -19,10 +19,8 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional
 
-from laplace_fiber.memory import available_bytes
-
-BLOCK_BYTES = {"cpu": 2**22, "cuda": 2**28}
-"""Columns are converted to the precision of arithmetic in blocks that stay in a CPU's cache, or keep a GPU busy."""
+from laplace_fiber.columns import column_blocks, gram, products, transformed
+from laplace_fiber.memory import available_bytes, of_kind
 
 COLUMNS = {"cpu": 2**12, "cuda": 2**18}
 """Columns of weight vectors that are decoded at a time."""
@@ -71,7 +69,7 @@ class Subspace:
 
     def weight_groups(self, coordinates: Float[Tensor, "s r"], size: int) -> Iterator[Float[Tensor, "g p"]]:
         """:meth:`to_weights`, ``size`` rows at a time."""
-        row, limit = self.origin.nbytes, _of_kind(DECODED_BYTES, self.origin.device)
+        row, limit = self.origin.nbytes, of_kind(DECODED_BYTES, self.origin.device)
         if limit < len(coordinates) * row:
             limit = min(limit, available_bytes(self.origin.device) // 8)
         for rows in coordinates.split(max(1, limit // (row * size)) * size):
@@ -89,7 +87,7 @@ class Subspace:
         result = self.origin.new_empty(len(coordinates), self.basis.shape[1])
         wide = coordinates.to(torch.promote_types(self.basis.dtype, torch.float32))
         # Written where it belongs, and added to while in the cache: new memory costs as much as products of few rows.
-        for start in range(0, result.shape[1], width := _of_kind(COLUMNS, self.basis.device)):
+        for start in range(0, result.shape[1], width := of_kind(COLUMNS, self.basis.device)):
             columns = slice(start, start + width)
             block, part = self.basis[:, columns].to(wide.dtype), result[:, columns]
             if part.dtype == wide.dtype:
@@ -102,7 +100,7 @@ class Subspace:
 
     def to_coordinates(self, weights: Float[Tensor, "s p"]) -> Float[Tensor, "s r"]:
         """Coordinates of (the projections of) weight vectors."""
-        return _products((weights - self.origin).to(torch.promote_types(self.basis.dtype, torch.float32)), self.basis)
+        return products((weights - self.origin).to(torch.promote_types(self.basis.dtype, torch.float32)), self.basis)
 
 
 @dataclass(frozen=True)
@@ -202,22 +200,22 @@ class StreamingBasis:
         # Row by row: all of them in float64 at once would be another two copies.
         self._longest = max(self._longest, *(float(torch.linalg.vector_norm(r, dtype=torch.float64)) for r in rest))
         old = self._take_out(rest)
-        gram = _gram(rest)
+        inner = gram(rest)
         room = len(self._rows) - self.rank
-        kept = _independent_rows(gram, max(self.relative_cutoff * self._longest, 1e-30) ** 2)[:room]
+        kept = _independent_rows(inner, max(self.relative_cutoff * self._longest, 1e-30) ** 2)[:room]
         if not kept:
             return old
         # rest = M W with W = L⁻¹ rest[kept], and W = E V + L' W' for the rows V so far and the new ones W'.
-        inverse = _inverse(torch.linalg.cholesky(gram[kept][:, kept]))
-        mixing = gram[:, kept] @ inverse.T
+        inverse = _inverse(torch.linalg.cholesky(inner[kept][:, kept]))
+        mixing = inner[:, kept] @ inverse.T
         combinations = torch.zeros(len(kept), len(rest), dtype=inverse.dtype, device=inverse.device)
         combinations[:, kept] = inverse
-        new_rows = _transformed(combinations.to(rest), rest)
+        new_rows = transformed(combinations.to(rest), rest)
         along_old = self._take_out(new_rows)
         if float(torch.linalg.vector_norm(new_rows, dim=1).min()) < 0.7:
             along_old += self._take_out(new_rows)
-        lower = torch.linalg.cholesky(_gram(new_rows))
-        self._rows[self.rank : self.rank + len(kept)] = _transformed(_inverse(lower).to(rest), new_rows)
+        lower = torch.linalg.cholesky(gram(new_rows))
+        self._rows[self.rank : self.rank + len(kept)] = transformed(_inverse(lower).to(rest), new_rows)
         self.rank += len(kept)
         return torch.cat([old + mixing.to(rest) @ along_old, (mixing @ lower).to(rest)], dim=1)
 
@@ -237,42 +235,11 @@ class StreamingBasis:
 
     def _take_out(self, vectors: Float[Tensor, "n p"]) -> Float[Tensor, "n r"]:
         """Coordinates along the rows so far; these parts of the vectors are subtracted in place."""
-        coordinates = _products(vectors, self.basis)
+        coordinates = products(vectors, self.basis)
         if self.rank:
             for columns, block in column_blocks(self.basis, vectors.dtype):
                 vectors[:, columns].addmm_(coordinates, block, alpha=-1)
         return coordinates
-
-
-def column_blocks(rows: Float[Tensor, "r p"], dtype: torch.dtype) -> Iterator[tuple[slice, Float[Tensor, "r b"]]]:
-    """The rows in ``dtype``, whole where they have it already, else some columns at a time."""
-    width = rows.shape[1] if rows.dtype == dtype else _columns_of_block(rows, dtype)
-    for start in range(0, rows.shape[1], width):
-        columns = slice(start, start + width)
-        yield columns, rows[:, columns].to(dtype)
-
-
-def _products(vectors: Float[Tensor, "n p"], basis: Float[Tensor, "r p"]) -> Float[Tensor, "n r"]:
-    total = vectors.new_zeros(len(vectors), len(basis))
-    for columns, block in column_blocks(basis, vectors.dtype):
-        total += vectors[:, columns] @ block.T
-    return total
-
-
-def _columns_of_block(rows: Float[Tensor, "k p"], dtype: torch.dtype) -> int:
-    return max(1, _of_kind(BLOCK_BYTES, rows.device) // (dtype.itemsize * max(len(rows), 1)))
-
-
-def _of_kind(sizes: dict[str, int], device: torch.device) -> int:
-    return sizes.get(device.type, sizes["cuda"])  # other accelerators are like a GPU
-
-
-def _gram(rows: Float[Tensor, "a b"]) -> Float[Tensor, "a a"]:
-    """Inner products in float64, a block of columns at a time."""
-    total = torch.zeros(len(rows), len(rows), dtype=torch.float64, device=rows.device)
-    for _, block in column_blocks(rows, torch.float64):
-        total += block @ block.T
-    return total
 
 
 def _independent_rows(gram: Float[Tensor, "n n"], smallest: float) -> list[int]:
@@ -291,10 +258,3 @@ def _independent_rows(gram: Float[Tensor, "n n"], smallest: float) -> list[int]:
 
 def _inverse(lower: Float[Tensor, "k k"]) -> Float[Tensor, "k k"]:
     return torch.linalg.solve_triangular(lower, torch.eye(len(lower)).to(lower), upper=False)
-
-
-def _transformed(matrix: Float[Tensor, "k n"], rows: Float[Tensor, "n p"]) -> Float[Tensor, "k p"]:
-    """Matrix times rows, written into the rows' own memory."""
-    for block in rows.split(_columns_of_block(rows, rows.dtype), dim=1):
-        block[: len(matrix)] = matrix @ block
-    return rows[: len(matrix)]

@@ -22,6 +22,7 @@ from laplace_fiber.baselines.ode import Solution, Tolerance, integrate
 from laplace_fiber.data import Batch, TrainingData
 from laplace_fiber.engines import CACHED_ELEMENTS, group_size, output_elements
 from laplace_fiber.log_joint import LogJoint, summed_loss
+from laplace_fiber.memory import of_kind
 from laplace_fiber.weights import Inputs, difference_step
 
 SHARE_OF_CACHE = 4
@@ -192,7 +193,7 @@ class ObjectiveMetric(Metric):
         batch = Batch([(x, y)], len(y))
         together = group_size(self.joint.network, theta.repeat(min(8, n_rows), 1), n_rows, x, run)
         elements = max(1, output_elements(self.joint.network, x))
-        cached = CACHED_ELEMENTS.get(theta.device.type, CACHED_ELEMENTS["cuda"]) // (SHARE_OF_CACHE * elements)
+        cached = of_kind(CACHED_ELEMENTS, theta.device) // (SHARE_OF_CACHE * elements)
         return together if self.joint.network.engine == "vmap" else max(1, min(together, cached))
 
     def _motion(
