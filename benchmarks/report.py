@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +13,15 @@ from benchmarks.style import LABELS, MEASURES, label
 from benchmarks.variants import VARIANTS
 
 Record = dict[str, Any]
+Section = Callable[[Sequence[Record]], str]
 FILE_NAME = "report.md"
 
 
-def report(folder: Path, part: str = "test") -> str:
-    """The tables of one experiment's ``folder`` on a part of the data, which are also written there."""
+def report(folder: Path, part: str = "test", further: Section | None = None) -> str:
+    """The tables of one experiment's ``folder`` on a part of the data, which are also written there.
+
+    ``further`` makes one more section, behind them, of the finished runs.
+    """
     records = records_in(folder)
     finished = [r for r in records if r["status"] == "finished"]
     sections = [f"# Results: {folder.name}", _lead(finished, part)]
@@ -25,6 +29,8 @@ def report(folder: Path, part: str = "test") -> str:
         table = _measure_table(finished, measure, part)
         if table:
             sections.append(f"## {title}\n\n{table}")
+    if further is not None:
+        sections.append(further(finished))
     return write_report(folder, sections, records, "dataset")
 
 

@@ -8,7 +8,7 @@ seed, scored on its test data.
 from __future__ import annotations
 
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TypeAlias
 
@@ -26,14 +26,10 @@ Scores: TypeAlias = Mapping[str, Mapping[int, float]]
 
 def write(folder: Path) -> str:
     """The usual tables on validation data and the comparison below them; also written into the folder."""
-    text = report.report(folder, "validation")
-    finished = [r for r in report.records_in(folder) if r["status"] == "finished"]
-    text += f"\n## Against tuning for each data set\n\n{table(finished)}\n"
-    (folder / report.FILE_NAME).write_text(text)
-    return text
+    return report.report(folder, "validation", section)
 
 
-def table(finished: Iterable[Record]) -> str:
+def section(finished: Sequence[Record]) -> str:
     """NLL of the default minus that of the tuned variant, for each data set; below zero the default is better."""
     records = [r for r in finished if _is_setting(r["method"])]
     rows = []
@@ -53,7 +49,7 @@ def table(finished: Iterable[Record]) -> str:
         f"{len({r['method'] for r in records}) - 1} variants to choose from."
     )
     header = ["data set", "tuned on the other seeds", "validation NLL of the seed left out", "test NLL, own tuning"]
-    return f"{lead}\n\n{markdown_table(header, rows)}"
+    return f"## Against tuning for each data set\n\n{lead}\n\n{markdown_table(header, rows)}"
 
 
 def _is_setting(method: str) -> bool:
