@@ -1,5 +1,7 @@
 """Shapes in signatures are checked at run time in all tests; fitted posteriors that several files look at."""
 
+import socket
+
 import jaxtyping
 import pytest
 import torch
@@ -21,6 +23,15 @@ def _no_network(monkeypatch):
     for scheme in ("http", "https"):
         monkeypatch.setenv(f"{scheme}_proxy", "http://127.0.0.1:9")  # the port that discards, mostly closed
     monkeypatch.setenv("no_proxy", "127.0.0.1")
+
+
+@pytest.fixture
+def lone_rank():
+    """Environment variables of a process that is the only one of a torchrun."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    return {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
 
 
 @pytest.fixture(scope="module")

@@ -4,7 +4,6 @@ import contextlib
 import dataclasses
 import io
 import re
-import socket
 import subprocess
 import sys
 import warnings
@@ -51,14 +50,10 @@ def quickstart():
 
 
 @pytest.fixture
-def torchrun(monkeypatch):
+def torchrun(monkeypatch, lone_rank):
     """The environment of the only process of a run."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    own = {"RANK": 0, "LOCAL_RANK": 0, "WORLD_SIZE": 1, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    for name, value in own.items():
-        monkeypatch.setenv(name, str(value))
+    for name, value in lone_rank.items():
+        monkeypatch.setenv(name, value)
     yield
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()

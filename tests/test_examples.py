@@ -2,7 +2,6 @@
 
 import importlib.util
 import re
-import socket
 import sys
 from pathlib import Path
 
@@ -101,15 +100,11 @@ def test_what_is_served_is_what_was_fitted():
     assert found["served"].shape == (3, 2)
 
 
-def test_torchrun(tmp_path, monkeypatch):
+def test_torchrun(tmp_path, monkeypatch, lone_rank):
     """The only process of a group has the posterior of one that walks alone; for two see test_processes.py."""
     short("torchrun_walk", out=tmp_path / "alone.pt")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    own = {"RANK": 0, "LOCAL_RANK": 0, "WORLD_SIZE": 1, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    for name, value in own.items():
-        monkeypatch.setenv(name, str(value))
+    for name, value in lone_rank.items():
+        monkeypatch.setenv(name, value)
     short("torchrun_walk", out=tmp_path / "together.pt")
     assert not torch.distributed.is_initialized()
     alone, together = (torch.load(tmp_path / f"{name}.pt", weights_only=True) for name in ("alone", "together"))
