@@ -198,7 +198,7 @@ class Descent:
 
     def _call(self, name: str, function: Function, moving: Sequence[Tensor], batch: Batch) -> tuple[Tensor, ...]:
         fixed = batch.tensors()
-        return function(moving, ()) if fixed is None else self.recorder(name, function, moving, fixed)
+        return function(moving, ()) if fixed is None else self.recorder.by_rows(name, function, moving, fixed)
 
 
 def _padded(active: Bool[Tensor, " n"], n_active: int) -> Tensor | None:

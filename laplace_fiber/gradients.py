@@ -58,7 +58,7 @@ def recorded_evaluation(joint: LogJoint, recorder: Recorder, thetas: Float[Tenso
     fixed = batch.tensors()
     if fixed is None:
         return joint.evaluate(thetas, batch)
-    return Evaluation(*recorder("evaluate", evaluate, (thetas,), fixed))
+    return Evaluation(*recorder.by_rows("evaluate", evaluate, (thetas,), fixed))
 
 
 def evaluation_group(joint: LogJoint, thetas: Float[Tensor, "n p"], batch: Batch) -> int:

@@ -6,6 +6,7 @@ layers below the first moving weight), and the *head*, which is run for every ne
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias
@@ -14,8 +15,16 @@ import torch
 from torch import Tensor
 from torch.fx import Graph, GraphModule, Node
 from torch.fx.experimental.proxy_tensor import make_fx
+from torch.utils.flop_counter import flop_registry
 
+from laplace_fiber.graph_nodes import value_of
 from laplace_fiber.rewrites import simplify
+
+CALL_WORK = 2e8
+"""Operations of tensors that take as long as the overhead of a call that is not recorded, roughly."""
+
+NARROWER_AFTER = {False: 32, True: 1000}
+"""Calls without a recording that take as long as to make one, and to compile it."""
 
 Function: TypeAlias = Callable[[Sequence[Tensor], Sequence[Tensor]], tuple[Tensor, ...]]
 """From moving tensors and fixed ones (the data) to results."""
@@ -32,6 +41,11 @@ class Recorded:
         Arguments to record it with. Later ones must have the same shapes.
     compiled
         Hand the head to ``torch.compile``, which takes seconds to a minute on its first call.
+
+    Attributes
+    ----------
+    work
+        Operations of one run of the head.
 
     Raises
     ------
@@ -51,6 +65,7 @@ class Recorded:
             whole = make_fx(flat)(*moving, *fixed)
         simplify(whole.graph)
         self._body, head = _split(whole, n_moving)
+        self.work = sum(_operations(node) for node in head.graph.nodes)
         self._head: Callable[..., Any] = torch.compile(head, dynamic=False, fullgraph=True) if compiled else head
         self._fixed: tuple[Tensor, ...] = ()
         self._stamps: list[int | None] = []
@@ -83,14 +98,61 @@ class Recorder:
 
     def __init__(self, after: int, compiled: bool = False) -> None:
         self.after, self.compiled = after, compiled
-        self.calls: dict[tuple[object, ...], int] = {}
-        self._recorded: dict[tuple[object, ...], Recorded | None] = {}
+        self.calls: dict[tuple[Any, ...], float] = {}
+        """What calls of each kind would have gained by a recording, in calls; it is made where that exceeds after."""
+        self._recorded: dict[tuple[Any, ...], Recorded | None] = {}
 
     def __call__(
         self, name: str, function: Function, moving: Sequence[Tensor], fixed: Sequence[Tensor]
     ) -> tuple[Tensor, ...]:
         """The function's results."""
-        key = (name, *(tuple(t.shape) for t in (*moving, *fixed)))
+        return self._called((name, *(tuple(t.shape) for t in (*moving, *fixed))), function, moving, fixed)
+
+    def by_rows(
+        self, name: str, function: Function, moving: Sequence[Tensor], fixed: Sequence[Tensor]
+    ) -> tuple[Tensor, ...]:
+        """The same for a function of rows: those of all results and of all moving tensors but scalars.
+
+        Rows are filled up to the number of a recording, until what that has cost in all is worth a recording of its
+        own.
+        """
+        rows = len(moving[0])
+        kind = (name, *(tuple(t.shape[1:]) for t in moving), *(tuple(t.shape) for t in fixed))
+        key = (kind, rows)
+        if not self.calls.get(key, 0) > self.after:
+            wider = [k for k, calls in self.calls.items() if k[0] == kind and k[1] > rows and calls > self.after]
+            if wider:
+                first = self.after - max(self.after, NARROWER_AFTER[self.compiled])
+                self.calls.setdefault(key, first)
+                results = self._filled_up(key, min(wider, key=lambda k: k[1]), function, moving, fixed)
+                if results is not None:
+                    return results
+        return self._called(key, function, moving, fixed)
+
+    def _filled_up(
+        self,
+        key: tuple[Any, ...],
+        wider: tuple[Any, ...],
+        function: Function,
+        moving: Sequence[Tensor],
+        fixed: Sequence[Tensor],
+    ) -> tuple[Tensor, ...] | None:
+        """By a recording of more rows; None where that takes longer than a plain call."""
+        (_, rows), (_, all_rows) = key, wider
+        more = all_rows - rows
+        filled = [torch.cat([t, t[:1].expand(more, *t.shape[1:])]) if t.ndim else t for t in moving]
+        if wider not in self._recorded:  # known from a checkpoint alone
+            self._recorded[wider] = self._record(function, filled, fixed)
+        recorded = self._recorded[wider]
+        extra = math.inf if recorded is None else recorded.work * more / all_rows / CALL_WORK
+        if recorded is None or extra >= 1:
+            return None
+        self.calls[key] += extra
+        return tuple(result[:rows] for result in recorded(filled, fixed))
+
+    def _called(
+        self, key: tuple[Any, ...], function: Function, moving: Sequence[Tensor], fixed: Sequence[Tensor]
+    ) -> tuple[Tensor, ...]:
         self.calls[key] = self.calls.get(key, 0) + 1
         if self.calls[key] > self.after and key not in self._recorded:
             self._recorded[key] = self._record(function, moving, fixed)
@@ -136,6 +198,7 @@ def _split(whole: GraphModule, n_moving: int) -> tuple[GraphModule, GraphModule]
     head, copies = Graph(), dict[Node, Node]()
     for node in (*moving, *needed):
         copies[node] = head.placeholder(node.name)
+        copies[node].meta = dict(node.meta)
     for node in nodes:
         if node.op == "get_attr" or (node not in in_body and node.op not in ("placeholder", "output")):
             copies[node] = head.node_copy(node, copies.__getitem__)
@@ -156,6 +219,16 @@ def _independent_of(moving: list[Node], nodes: list[Node]) -> set[Node]:
         else:
             read.update(_base(n) for n in node.all_input_nodes)
     return independent
+
+
+def _operations(node: Node) -> float:
+    """Multiplications, additions and numbers written; 0 where it is not known."""
+    value = value_of(node)
+    if node.op != "call_function" or value is None:
+        return 0.0
+    count = flop_registry.get(getattr(node.target, "overloadpacket", None))
+    args, kwargs = torch.fx.map_arg((node.args, node.kwargs), value_of)
+    return value.numel() + (count(*args, **kwargs, out_val=value) if count else 0)
 
 
 def _written(node: Node) -> list[Node]:

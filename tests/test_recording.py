@@ -7,7 +7,7 @@ import torch
 from problems import classifier, joint_of, loader, regressor
 from torch import nn
 
-from laplace_fiber import FiberLaplace, FixedRefinement, TrajectorySampler
+from laplace_fiber import FiberLaplace, FixedRefinement, TrajectorySampler, recording
 from laplace_fiber.recording import Recorded, Recorder
 from laplace_fiber.weights import NetworkFunction
 
@@ -126,6 +126,44 @@ def test_recorder_waits_and_leaves_alone_what_it_cannot_record():
         assert calls == expected_calls  # two plain ones, one to compare with, one to record
         assert recorder("f", function, [torch.tensor([[1.0]])], [])[0].shape == (1, 1)  # another shape: counted anew
     assert torch.equal(recorder("f", branches, [torch.tensor([-1.0])], [])[0], torch.tensor([-2.0]))
+
+
+def test_fewer_rows_are_filled_up_to_a_recording(monkeypatch):
+    calls = 0
+
+    def product(moving, fixed):
+        nonlocal calls
+        calls += 1
+        return moving[0] @ fixed[0] * moving[1], moving[0].sum(1)
+
+    fixed = [torch.randn(3, 2, generator=torch.Generator().manual_seed(0))]
+
+    def check(recorder, rows, expected_calls):
+        moving, before = [torch.arange(3.0 * rows).view(rows, 3), torch.tensor(2.0)], calls
+        results = recorder.by_rows("f", product, moving, fixed)
+        assert calls - before == expected_calls
+        for result, expected in zip(results, product(moving, fixed), strict=True):
+            torch.testing.assert_close(result, expected)
+
+    recorder = Recorder(after=0)
+    check(recorder, 8, expected_calls=2)  # one to compare with, one to record
+    work = next(iter(recorder._recorded.values())).work
+    assert work == 8 * (2 * 3 * 2 + 2 + 2 + 1)  # a product with its result, scaled, and the sums
+    for rows in (8, 5, 2, 1):
+        check(recorder, rows, expected_calls=0)
+    restored = Recorder(after=0)
+    restored.calls = dict(recorder.calls)
+    check(restored, 5, expected_calls=2)  # of eight rows, as before
+
+    monkeypatch.setattr(recording, "CALL_WORK", work)
+    monkeypatch.setattr(recording, "NARROWER_AFTER", {False: 2})
+    recorder = Recorder(after=0)
+    for rows, expected in [(8, 2), *5 * [(4, 0)], (4, 2), (4, 0), (3, 0)]:
+        check(recorder, rows, expected)  # half of each call is for nothing, until that makes more than two
+    monkeypatch.setattr(recording, "CALL_WORK", work / 8)
+    recorder = Recorder(after=0)
+    for rows, expected in [(8, 2), (7, 1), (7, 1), (7, 2)]:
+        check(recorder, rows, expected)
 
 
 def test_results_that_differ_from_the_plain_ones_are_not_used():
