@@ -41,6 +41,9 @@ DRIFT = 0.01
 """Length of a drift: small, so that plain descent is stable and rounding stays small."""
 
 PRIOR_PRECISION = 1.0
+START_BATCHES = 2
+"""Batches that a walk takes before its first drift: for its first gradient, and for the curvature there."""
+
 TOLERANCE = 1e-3
 """Largest difference between the final weights of two ways, over the length of the displacement."""
 
@@ -162,7 +165,8 @@ class Problem:
             for row in rows
         ]
         self.data.restart()
-        self.data.next_batch()  # the walk's first one goes into its start
+        for _ in range(START_BATCHES):
+            self.data.next_batch()
         batches = [self.data.next_batch().blocks[0] for _ in range(self.case.drifts)]
         began = []
         begin = time.perf_counter()
