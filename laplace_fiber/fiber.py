@@ -130,7 +130,7 @@ backend, backend_kwargs, asdl_fisher_kwargs
         ranks = Ranks(self.sampler.distributed)
         lines = self.autoencoder.fit(walk.coordinates, progress_bar and ranks.first)
         ranks.share_first([walk.coordinates, *lines.tensors()])
-        self.report = report_on(replace(joint, chunk_size=walk.group_size), walk, lines, data)
+        self.report = report_on(replace(joint, chunk_size=walk.group_size), walk, lines, data, self.position)
         if chosen:
             self.prior_precision = self.prior_precision * chosen.precision_factor
             self.sigma_noise = self.sigma_noise.detach() * chosen.noise_factor

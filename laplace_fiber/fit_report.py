@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import torch
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from laplace_fiber.balance import balance
@@ -15,7 +16,7 @@ from laplace_fiber.evidence import EvidenceChoice
 from laplace_fiber.latent import LatentLines
 from laplace_fiber.log_joint import LogJoint
 from laplace_fiber.measured import Measured
-from laplace_fiber.paths import WalkCurves
+from laplace_fiber.paths import PositionLaw, WalkCurves
 from laplace_fiber.recording import Recorder
 from laplace_fiber.trace import WalkTrace
 from laplace_fiber.trajectories import Trajectories
@@ -47,9 +48,11 @@ class FitReport:
         Shares s of the walk; objective and loss of the walk's states there, and loss of the decoded latent points.
     predictive_gap
         How far averaged predictions of decoded points are from those of the states: total variation distance of class
-        probabilities, or difference of means over ``sigma_noise``; mean over training points.
+        probabilities, or difference of means over ``sigma_noise``; mean over training points. At those positions near
+        which posterior samples are drawn.
     reconstruction_error
-        Root mean square distance of decoded points from the states, over that of the states from the MAP.
+        Root mean square distance of decoded points from the states, over that of the states from the MAP; at the states
+        near which posterior samples are drawn.
     straightness
         Chord over path length of the latent trajectories; 1 is straight.
     reach, distance
@@ -74,6 +77,8 @@ class FitReport:
         Mean excess of the negative log-likelihood at the walk's end, in nats.
     acceptance
         Of the last trajectory of a thermalisation; NaN without one.
+    drawn_at
+        Those of ``positions`` near which posterior samples are drawn.
     arrival
         For a walk to the typical set: where it ends, and where it should.
     evidence
@@ -105,6 +110,7 @@ class FitReport:
     common_displacement: float
     excess: float = math.nan
     acceptance: float = math.nan
+    drawn_at: tuple[float, ...] = POSITIONS
     arrival: Arrival | None = None
     evidence: EvidenceChoice | None = None
     warnings: tuple[str, ...] = field(default=())
@@ -117,9 +123,12 @@ class FitReport:
 
     @property
     def decoded_gap(self) -> float:
-        """Mean decoded loss minus the walk's, as a share of the walk's."""
-        walk = sum(self.nll_walk)
-        return (sum(self.nll_decoded) - walk) / max(abs(walk), 1e-12)
+        """Mean decoded loss minus the walk's, as a share of the walk's, where posterior samples are drawn."""
+        walk, decoded = (
+            sum(value for s, value in zip(self.positions, values, strict=True) if s in self.drawn_at)
+            for values in (self.nll_walk, self.nll_decoded)
+        )
+        return (decoded - walk) / max(abs(walk), 1e-12)
 
     def advice(self) -> list[str]:
         """One sentence for each sign that the posterior should not be trusted as it is; empty if there is none."""
@@ -188,8 +197,10 @@ class FitReport:
         return "\n".join(lines + [f"  ! {sentence}" for sentence in self.advice()])
 
 
-def report_on(joint: LogJoint, walk: Trajectories, lines: LatentLines, data: TrainingData) -> FitReport:
-    """Measure a fit. Call inside the network's evaluation mode."""
+def report_on(
+    joint: LogJoint, walk: Trajectories, lines: LatentLines, data: TrainingData, law: PositionLaw
+) -> FitReport:
+    """Measure a fit whose samples lie where ``law`` says. Call inside the network's evaluation mode."""
     states, origin = walk.coordinates, walk.subspace.origin
     # A tenth of what the walk has gone through, forwards and backwards, for each of the two measurements.
     gone_through = walk.gradient_evaluations * len(states) * (data.n_data if data.full else len(data.first[1]))
@@ -198,16 +209,20 @@ def report_on(joint: LogJoint, walk: Trajectories, lines: LatentLines, data: Tra
     trajectory = torch.arange(n, device=states.device).repeat(len(POSITIONS))
     s = torch.tensor(POSITIONS, device=states.device, dtype=states.dtype).repeat_interleave(n)
     recorders = [Recorder(0 if joint.network.is_part else NEVER) for _ in batch.blocks]
-    on_walk = Measured(joint, walk.subspace, WalkCurves(states).coordinates(trajectory, s), batch, recorders)
-    decoded = Measured(joint, walk.subspace, lines.coordinates(trajectory, s), batch, recorders)
-    trained = Measured(joint, walk.subspace, states[0, :1], batch, recorders)
+    drawn = _drawn_near(states.new_tensor(POSITIONS), law)
+    counts = drawn.repeat_interleave(n)
+    on_walk = Measured(joint, walk.subspace, WalkCurves(states).coordinates(trajectory, s), batch, recorders, counts)
+    decoded = Measured(joint, walk.subspace, lines.coordinates(trajectory, s), batch, recorders, counts)
+    trained = Measured(joint, walk.subspace, states[0, :1], batch, recorders, counts[-1:])
 
     def by_position(values: Tensor) -> tuple[float, ...]:
         return tuple(values.view(len(POSITIONS), n).mean(1).tolist())
 
-    everyone = torch.arange(len(states), device=states.device).repeat_interleave(last + 1)
-    knots = torch.linspace(0, 1, last + 1, device=states.device, dtype=states.dtype).repeat(len(states))
-    missed = (lines.coordinates(everyone, knots) - states.flatten(0, 1)).square().sum(-1).mean()
+    knots = torch.linspace(0, 1, last + 1, device=states.device, dtype=states.dtype)
+    near = _drawn_near(knots, law)
+    everyone = torch.arange(len(states), device=states.device).repeat_interleave(int(near.sum()))
+    shown = states[:, near].flatten(0, 1)
+    missed = (lines.coordinates(everyone, knots[near].repeat(len(states))) - shown).square().sum(-1).mean()
     imbalance, balanced = balance(joint, origin, data.some(_between(FEWEST, gone_through / 10, data.n_data)))
     lost = int((walk.lost_at <= last).sum())
     return FitReport(
@@ -218,7 +233,7 @@ def report_on(joint: LogJoint, walk: Trajectories, lines: LatentLines, data: Tra
         nll_walk=by_position(on_walk.nll),
         nll_decoded=by_position(decoded.nll),
         predictive_gap=_predictive_gap(joint, on_walk.prediction, decoded.prediction),
-        reconstruction_error=float((missed / states.square().sum(-1).mean().clamp(min=1e-30)).sqrt()),
+        reconstruction_error=float((missed / shown.square().sum(-1).mean().clamp(min=1e-30)).sqrt()),
         straightness=lines.straightness,
         reach=walk.reach,
         distance=float(states[:, -1].norm(dim=-1).mean()),
@@ -234,6 +249,7 @@ def report_on(joint: LogJoint, walk: Trajectories, lines: LatentLines, data: Tra
         common_displacement=walk.common_displacement,
         excess=walk.excess,
         acceptance=walk.acceptance,
+        drawn_at=tuple(position for position, is_drawn in zip(POSITIONS, drawn.tolist(), strict=True) if is_drawn),
         arrival=walk.arrival,
         evidence=walk.evidence,
         trace=walk.trace,
@@ -263,6 +279,13 @@ def _warnings(
             f"{lost} of {n_particles} particles met an objective that was not finite and stopped at their last good "
             "state: use a shorter reach, a larger prior_precision, or a float64 model."
         )
+
+
+def _drawn_near(positions: Float[Tensor, " k"], law: PositionLaw) -> Bool[Tensor, " k"]:
+    """Which of the positions are the nearest one to some sample's, by the law's quantiles."""
+    quantiles = law.quantile(torch.linspace(0, 1, 8 * len(positions) + 1, device=positions.device)).to(positions)
+    nearest = (quantiles[:, None] - positions).abs().argmin(1)
+    return torch.zeros_like(positions, dtype=torch.bool).index_fill(0, nearest, True)
 
 
 def _between(least: int, wanted: float, most: int) -> int:

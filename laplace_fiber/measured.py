@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from laplace_fiber.data import Batch
@@ -15,7 +15,8 @@ from laplace_fiber.subspace import Subspace
 
 
 class Measured:
-    """Objective and loss at each of some points of a subspace, and their averaged prediction of the first block.
+    """Objective and loss at each of some points of a subspace, and the averaged prediction of the first block by those
+    that count.
 
     One recorder for each block of the batch: layers below the moving weights run once.
     """
@@ -27,6 +28,7 @@ class Measured:
         coordinates: Float[Tensor, "k r"],
         batch: Batch,
         recorders: Sequence[Recorder],
+        counts: Bool[Tensor, " k"],
     ) -> None:
         def outputs_of(moving: Sequence[Tensor], fixed: Sequence[Tensor]) -> tuple[Tensor, ...]:
             return (joint.network.many(moving[0], fixed[0]),)
@@ -34,7 +36,8 @@ class Measured:
         objective, nll = [], []
         total: Tensor = torch.zeros((), device=coordinates.device)
         scale = joint.n_data / (joint.temperature * batch.size)
-        for theta in subspace.weight_groups(coordinates, joint.chunk_size or len(coordinates)):
+        size = joint.chunk_size or len(coordinates)
+        for theta, counted in zip(subspace.weight_groups(coordinates, size), counts.split(size), strict=True):
             data_term = theta.new_zeros(len(theta))
             for i, (recorder, (x, y)) in enumerate(zip(recorders, batch.blocks, strict=True)):
                 with torch.no_grad():
@@ -44,7 +47,8 @@ class Measured:
                         outputs = joint.network.many(theta, x)
                 data_term += scale * joint.loss_of(outputs, y)
                 if i == 0:
-                    total = total + (outputs if joint.likelihood == "regression" else outputs.softmax(-1)).sum(0)
+                    predictions = outputs if joint.likelihood == "regression" else outputs.softmax(-1)
+                    total = total + predictions[counted].sum(0)
             objective.append((data_term + joint.prior_energy(theta)) / joint.n_data)
             nll.append(joint.nll_of(data_term, batch))
-        self.objective, self.nll, self.prediction = torch.cat(objective), torch.cat(nll), total / len(coordinates)
+        self.objective, self.nll, self.prediction = torch.cat(objective), torch.cat(nll), total / counts.sum()

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from problems import FAST, classifier, joint_of, linear_regression, loader
+from problems import FAST, classifier, joint_of, linear_regression, loader, regressor
 from scipy import stats
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
@@ -14,6 +14,7 @@ from laplace_fiber import (
     Checkpoint,
     EndPosition,
     FiberLaplace,
+    LatentAutoencoder,
     RefineToTypicalSet,
     Thermalisation,
     TrajectorySampler,
@@ -302,3 +303,28 @@ def test_a_flat_network_has_no_effective_parameters():
     assert walk.arrival.effective_dimension == 0
     variance = walk.states[:, -1].var(0)
     torch.testing.assert_close(variance, torch.full_like(variance, 0.5), rtol=0.3, atol=0)
+
+
+def test_the_report_compares_decoded_points_with_states_where_samples_lie():
+    """The latent lines of a rough autoencoder miss the middle of the walk: of no matter to samples at its ends."""
+    model, data = regressor()
+    settings = {"n_particles": 4, "n_steps": 6, "thermal": None}
+    few_units = LatentAutoencoder(n_steps=1, line_units=6)
+    reports = []
+    for position in (None, UniformPosition()):
+        la = FiberLaplace(
+            model, "regression", sampler=typical_set_walk(**settings), autoencoder=few_units, position=position
+        )
+        la.fit(data)
+        reports.append(la.report)
+        knots = torch.linspace(0, 1, 7, dtype=torch.float64)[6 if position is None else 0 :]
+        states, n = la.fitted.states[:, -len(knots) :], len(knots)
+        points = la.fitted.lines.coordinates(torch.arange(4).repeat_interleave(n), knots.repeat(4)).unflatten(0, (4, n))
+        apart = ((points - states).square().sum() / states.square().sum()).sqrt()
+        assert la.report.reconstruction_error == pytest.approx(float(apart))
+    ends, anywhere = reports
+    assert (ends.drawn_at, anywhere.drawn_at) == ((1.0,), ends.positions)
+    assert ends.nll_decoded == anywhere.nll_decoded
+    walk, decoded = ends.nll_walk[-1], ends.nll_decoded[-1]
+    assert ends.decoded_gap == pytest.approx((decoded - walk) / walk)
+    assert ends.predictive_gap != anywhere.predictive_gap
