@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from laplace_fiber.plots.style import FIBER
+
 Record = dict[str, Any]
 
 SEVERAL_NETWORKS = ("ensemble", "multiswag", "mixture")
@@ -21,9 +23,6 @@ CHAINS = ("hmc", "sgld", "sghmc", "csghmc")
 
 WITHOUT_FIT = ("map", "temperature")
 """The trained network by itself; the temperature is found by the choice of settings."""
-
-FIBER = ("fiber", "fiber_typical")
-"""The two walks of FiberLaplace."""
 
 FIBER_FAMILY = (*FIBER, "fiber+temperature")
 

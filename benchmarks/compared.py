@@ -16,7 +16,14 @@ from benchmarks import environment
 from benchmarks.datasets import RAW, Dataset
 from benchmarks.methods import FULL, LOADER_BATCH, QUICK, Effort, Fitted, Method, member_seeds, split_loader
 from benchmarks.models import AugmentedTraining, train_timed, training_for
-from laplace_fiber import LatentAutoencoder, TrajectorySampler, comparison, typical_set_walk
+from laplace_fiber import (
+    LatentAutoencoder,
+    StochasticRefinement,
+    TrajectorySampler,
+    comparison,
+    stochastic_walk,
+    typical_set_walk,
+)
 from laplace_fiber.comparison.methods import TEMPERATURE
 from laplace_fiber.comparison.task import Task
 from laplace_fiber.comparison.tuning import Budget, Search
@@ -46,6 +53,10 @@ QUICK_OPTIONS: dict[str, dict[str, Any]] = {
     "fiber": {"sampler": TrajectorySampler(**QUICK.walk), "autoencoder": _SHORT_AUTOENCODER},
     "fiber_typical": {
         "sampler": typical_set_walk(**QUICK.walk, thermal=None),
+        "autoencoder": _SHORT_AUTOENCODER,
+    },
+    "fiber_stochastic": {
+        "sampler": stochastic_walk(n_particles=4, n_steps=2, refinement=StochasticRefinement(1.0, 5)),
         "autoencoder": _SHORT_AUTOENCODER,
     },
     "riemannian": _FEW_GEODESICS,

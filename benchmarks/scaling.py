@@ -21,6 +21,7 @@ from benchmarks.runs import Run
 from benchmarks.tabular import results
 from laplace_fiber import comparison
 from laplace_fiber.comparison.fits import fit_laplace
+from laplace_fiber.plots.style import FIBER
 
 LIMIT_SECONDS = 600.0
 """A method that needs more is reported as not finished. (The choice of its settings included.)"""
@@ -37,7 +38,7 @@ _FULL_LAPLACE = replace(
 )
 
 METHODS: dict[str, Method] = {
-    **{name: COMPARED_METHODS[name] for name in ("map", "fiber", "fiber_typical", "laplace")},
+    **{name: COMPARED_METHODS[name] for name in ("map", *FIBER, "laplace")},
     "laplace_full": compared(_FULL_LAPLACE),
     "linearised": COMPARED_METHODS["linearised"],
     "riemannian": compared(

@@ -23,9 +23,10 @@ from laplace_fiber.latent import LatentAutoencoder
 from laplace_fiber.paths import EndPosition, PositionLaw, UniformPosition
 from laplace_fiber.posterior import SampledPosterior
 from laplace_fiber.refinement import FixedRefinement, Refinement, RefineToLevel, RefineToTypicalSet
+from laplace_fiber.stochastic import StochasticRefinement
 from laplace_fiber.subspace import BasisStorage
 from laplace_fiber.thermal import Thermalisation
-from laplace_fiber.trajectories import TrajectorySampler, typical_set_walk
+from laplace_fiber.trajectories import TrajectorySampler, stochastic_walk, typical_set_walk
 
 __version__ = "0.1.0"
 
@@ -48,6 +49,7 @@ __all__ = [
     "RefineToTypicalSet",
     "Refinement",
     "SampledPosterior",
+    "StochasticRefinement",
     "Thermalisation",
     "TrajectorySampler",
     "UniformPosition",
@@ -55,5 +57,6 @@ __all__ = [
     "compare",
     "geometry",
     "low_rank_laplace",
+    "stochastic_walk",
     "typical_set_walk",
 ]

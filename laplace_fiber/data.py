@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable, Iterator, MutableMapping, Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
 
 from laplace_fiber.weights import Inputs
+
+BatchChoice: TypeAlias = Literal["auto", "full", "loader"]
+"""Data behind one gradient: all of them, the loader's batches, or all up to 10,000 points."""
 
 FULL_BATCH_LIMIT = 10_000
 """``batch="auto"`` walks on the whole data up to this many points, on the loader's batches beyond."""
@@ -56,7 +59,7 @@ class TrainingData:
         self,
         loader: Iterable[Any],
         device: torch.device,
-        batch: Literal["auto", "full", "loader"] = "auto",
+        batch: BatchChoice = "auto",
         dict_key_y: str = "labels",
         seed: int = 0,
     ) -> None:

@@ -11,12 +11,11 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from laplace_fiber.curvature import SubspaceCurvature, subspace_ggn
-from laplace_fiber.data import TrainingData
+from laplace_fiber.data import BatchChoice, TrainingData
 from laplace_fiber.distributed import Ranks
 from laplace_fiber.effective_dimension import PROBES, EffectiveDimension
 from laplace_fiber.fiber_fit import FiberFit
 from laplace_fiber.fit_report import FitReport, report_on
-from laplace_fiber.fitting import BatchChoice
 from laplace_fiber.latent import LatentAutoencoder
 from laplace_fiber.log_joint import LogJoint
 from laplace_fiber.memory import available_bytes
@@ -116,7 +115,7 @@ backend, backend_kwargs, asdl_fisher_kwargs
     @property
     def batch(self) -> BatchChoice:
         """Data behind each refinement."""
-        return self.sampler.batch
+        return self.sampler.data_batch
 
     def _trained(self, state: dict[str, Any] | None = None) -> Float[Tensor, " p"]:
         settings = {} if state is None else {"canonicalize": state.get("canonicalize", False)}

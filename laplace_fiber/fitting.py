@@ -5,20 +5,17 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
-from typing import Any, ClassVar, Literal, TypeAlias
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from laplace_fiber.data import TrainingData
+from laplace_fiber.data import BatchChoice, TrainingData
 from laplace_fiber.effective_dimension import PROBES, EffectiveDimension, effective_dimension
 from laplace_fiber.host import HostedPosterior
 from laplace_fiber.log_joint import LogJoint, check_shapes
 from laplace_fiber.shown import arguments
-
-BatchChoice: TypeAlias = Literal["auto", "full", "loader"]
-"""Data behind one gradient: all of them, the loader's batches, or all up to 10,000 points."""
 
 
 class FittedPosterior(HostedPosterior, ABC):

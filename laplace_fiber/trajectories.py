@@ -16,7 +16,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from laplace_fiber.checkpoint import Checkpoint
-from laplace_fiber.data import TrainingData
+from laplace_fiber.data import BatchChoice, TrainingData
 from laplace_fiber.descent import DescentKind
 from laplace_fiber.distributed import Ranks
 from laplace_fiber.draws import normal
@@ -25,6 +25,7 @@ from laplace_fiber.geometry.canonical import canonicalize
 from laplace_fiber.log_joint import LogJoint
 from laplace_fiber.refinement import Refinement, RefineToLevel, RefineToTypicalSet
 from laplace_fiber.shown import with_changes
+from laplace_fiber.stochastic import StochasticRefinement
 from laplace_fiber.subspace import BasisStorage, Subspace
 from laplace_fiber.thermal import Thermalisation
 from laplace_fiber.trace import WalkTrace
@@ -107,12 +108,16 @@ class TrajectorySampler:
     n_steps
         Number of drifts per trajectory (the paper's T).
     reach
-        Total drift length α·T. ``None`` takes the prior's radius √(Σ 1/τ), so that the free spread follows the prior.
+        Total drift length α·T. ``None`` takes ``radius_share`` of the prior's radius √(Σ 1/τ): with all of it, the free
+        spread follows the prior.
+    radius_share
+        Positive; of no matter where ``reach`` is given.
     lengths
         ``"fixed"``: all trajectories have the length ``reach``. ``"prior"``: each has that of its own draw from the
         prior, ``reach`` in the root mean square, so that their ends lie as the prior has them.
     refinement
-        When a particle stops refining after a drift.
+        When a particle stops refining after a drift; or :class:`StochasticRefinement`, which has steps of its own on
+        the loader's batches, and for which ``descent`` and ``step_size`` do not matter.
     thermal
         Hamiltonian moves at the walk's end, which take particles from low loss into the posterior's typical set. They
         need exact gradients: with batches of a loader they are left out, with a warning.
@@ -126,7 +131,8 @@ class TrajectorySampler:
         told of the curvature) takes up to half as many again.
     batch
         Data behind each refinement: ``"full"``, the ``"loader"``'s batches (one per drift, so that a step is judged on
-        the batch it was computed on), or ``"auto"``: full up to 10,000 points.
+        the batch it was computed on), or ``"auto"``: full up to 10,000 points, and always the loader's for
+        :class:`StochasticRefinement`.
     chunk_size
         At most this many particles are evaluated together; ``None`` takes what fits and is fastest. Changes the result
         by rounding only.
@@ -158,12 +164,13 @@ class TrajectorySampler:
     n_particles: int = 32
     n_steps: int = 40
     reach: float | None = None
+    radius_share: float = 1.0
     lengths: Literal["fixed", "prior"] = "fixed"
-    refinement: Refinement = field(default_factory=RefineToLevel)
+    refinement: Refinement | StochasticRefinement = field(default_factory=RefineToLevel)
     thermal: Thermalisation | None = None
     step_size: float | None = None
     descent: DescentKind = "spectral"
-    batch: Literal["auto", "full", "loader"] = "auto"
+    batch: BatchChoice = "auto"
     chunk_size: int | None = None
     seed: int = 0
     evidence: bool = False
@@ -180,7 +187,7 @@ class TrajectorySampler:
         for name, minimum in (("n_particles", 1), ("n_steps", 1)):
             if getattr(self, name) < minimum:
                 raise ValueError(f"{name}: expected at least {minimum}, got {getattr(self, name)}.")
-        for name in ("reach", "step_size", "chunk_size"):
+        for name in ("reach", "radius_share", "step_size", "chunk_size"):
             value = getattr(self, name)
             if value is not None and not (value > 0 and math.isfinite(value)):
                 raise ValueError(f"{name}: expected a positive number or None, got {value}.")
@@ -192,6 +199,11 @@ class TrajectorySampler:
                 raise ValueError(f"{name}: expected one of {choices}, got {getattr(self, name)!r}.")
         if self.autocast not in (None, torch.bfloat16, torch.float16):
             raise ValueError(f"autocast: expected torch.bfloat16, torch.float16 or None, got {self.autocast}.")
+
+    @property
+    def data_batch(self) -> BatchChoice:
+        """``batch``, with the answer to ``"auto"`` where the refinement gives it."""
+        return "loader" if self.batch == "auto" and isinstance(self.refinement, StochasticRefinement) else self.batch
 
     def start(self, network: NetworkFunction) -> Float[Tensor, " p"]:
         """Where a posterior over the network starts its walk: the model's weights, scaled if ``canonicalize`` is set.
@@ -225,8 +237,8 @@ class TrajectorySampler:
         Peak memory beside the network and one group's forward and backward passes, in numbers of the size of a weight:
         n·T·p for the basis (half of it above 2 GiB; none for ``basis=BasisStorage(directory=...)``), 3·n·p for
         positions, drifts and displacements (n being this process's particles, plus n·p for all of them when
-        distributed), 9·g·p for a group of g particles (25·g·p
-        for ``descent="quasi-newton"``). A fit adds about 20·(n·T)² for coordinates and autoencoder.
+        distributed; as many again for :class:`StochasticRefinement`), 9·g·p for a group of g particles (25·g·p for
+        ``descent="quasi-newton"``). A fit adds about 20·(n·T)² for coordinates and autoencoder.
 
         Raises
         ------
@@ -258,5 +270,23 @@ def typical_set_walk(**settings: Any) -> TrajectorySampler:
         "refinement": RefineToTypicalSet(),
         "descent": "quasi-newton",
         "thermal": Thermalisation(),
+    }
+    return TrajectorySampler(**preset | settings)
+
+
+def stochastic_walk(**settings: Any) -> TrajectorySampler:
+    """The walk for data that come in batches, and for networks that are trained so: few drifts, each followed by some
+    epochs of Adam.
+
+    Samples lie at the trajectories' ends, whose lengths are half those of the prior: from further away so few steps do
+    not come back to low loss. ``settings`` override those of this
+    preset.
+    """
+    preset: dict[str, Any] = {
+        "n_particles": 16,
+        "n_steps": 4,
+        "radius_share": 0.5,
+        "lengths": "prior",
+        "refinement": StochasticRefinement(),
     }
     return TrajectorySampler(**preset | settings)

@@ -23,12 +23,12 @@ from laplace_fiber.gradients import RECORD_AFTER, evaluation_group
 from laplace_fiber.log_joint import LogJoint
 from laplace_fiber.recording import Recorder
 from laplace_fiber.refinement import RefineToTypicalSet
-from laplace_fiber.settling import Settling
 from laplace_fiber.sharpness import sharpness
+from laplace_fiber.stochastic import StochasticDescent, StochasticRefinement
 from laplace_fiber.subspace import StreamingBasis
-from laplace_fiber.thermal import Heat, Thermalisation
 from laplace_fiber.trace import TraceNotes
 from laplace_fiber.typical_set import Arrival, TypicalSet
+from laplace_fiber.walk_ends import settle, thermalise
 
 if TYPE_CHECKING:
     from laplace_fiber.trajectories import TrajectorySampler
@@ -68,7 +68,7 @@ class Walk:
         self.ranks = Ranks(settings.distributed)
         self.own = self.ranks.rows(settings.n_particles)
         precision = joint.prior_precision.expand(origin.numel())
-        self.reach = settings.reach if settings.reach is not None else float((1 / precision).sum().sqrt())
+        self.reach = settings.reach or settings.radius_share * float((1 / precision).sum().sqrt())
         data.restart()
         batch = data.next_batch()
         value, self.gradient = checked_start(joint, origin, batch)
@@ -89,7 +89,7 @@ class Walk:
         self.joint = joint
         self.trace = TraceNotes(joint, data)
         self.trace.add(value.repeat(n), self.trace.nll_of(value[None], origin[None]).repeat(n), Counts())
-        self.descent = Descent(joint, settings.refinement, settings.descent, self.recorder)
+        self.descent = self._descent()
         self.acceptance = math.nan
         self.settled: tuple[float, float] | None = None
         if settings.thermal and not data.full:
@@ -126,9 +126,9 @@ class Walk:
                 self.t += 1
                 self._drift()
                 if self.t == n_steps and thermal:
-                    self._thermalise(thermal, bar)
+                    self.acceptance = thermalise(self, thermal, bar)
                 elif self.t == n_steps and self.typical and not self.data.full:
-                    self._settle(self.typical.dimension.total)
+                    self.settled = settle(self, self.typical.dimension.total)
                 self._keep()
                 self._save()
                 expected = (time.monotonic() - started) * (n_steps - 1)
@@ -142,11 +142,21 @@ class Walk:
                 )
         return self._result()
 
+    def _descent(self) -> Descent | StochasticDescent:
+        refinement = self.settings.refinement
+        if isinstance(refinement, StochasticRefinement):
+            steps, rate = refinement.n_steps(self.data), refinement.rate_for(self.origin)
+            return StochasticDescent(self.joint, self.recorder, steps, rate)
+        return Descent(self.joint, refinement, self.settings.descent, self.recorder)
+
     def _drift(self) -> None:
         """Drift and refine the particles that are not lost."""
-        level, progress = self._level(self.data.next_batch()), self.t / self.settings.n_steps
+        if isinstance(self.descent, StochasticDescent):
+            self._drift_among_batches(self.descent)
+            return
+        level, progress = self.level(self.data.next_batch()), self.t / self.settings.n_steps
         dimension = self.typical.dimension.at(progress) if self.typical else None
-        for rows in self._alive():
+        for rows in self.alive():
             drifted = self.theta[rows].add_(self.drift[rows])
             new = self.descent.refine(level, progress, drifted, self.eta[rows], self.normal[rows], dimension)
             kept = rows[new.finite]
@@ -154,46 +164,18 @@ class Walk:
             self.eta[kept] = new.eta[new.finite]
             self.lost_at[rows[~new.finite]] = self.t
 
-    def _thermalise(self, thermal: Thermalisation, bar: tqdm[Any]) -> None:
-        """Move the particles at the walk's end."""
-        n = self.settings.n_particles
-        batch, size = self.data.next_batch(), self.theta.shape[1] + 2
-        heat = Heat(thermal, self.joint, batch, self.recorder, self.sharpness)
-        accepted = torch.full_like(self.value, math.nan)
+    def _drift_among_batches(self, descent: StochasticDescent) -> None:
+        before = self.theta.clone()
+        for rows in self.alive():
+            self.theta[rows] += self.drift[rows]
+        descent.begin(self.theta)
+        for step in range(descent.n_steps):
+            batch = self.data.next_batch()
+            for rows in self.alive():
+                lost = rows[~descent.move(step, rows, self.theta, self.value, batch)]
+                self.theta[lost], self.lost_at[lost] = before[lost], self.t
 
-        def mean() -> float:
-            self.acceptance = float(self.ranks.gather(accepted, n).nanmean())
-            return self.acceptance
-
-        for k in heat.rounds(mean):
-            for rows in self._alive():
-                particles = (self.own.start + rows).tolist()
-                draws = torch.stack([normal(size, self.settings.seed, i, k) for i in particles])
-                state, probability = heat.moved(self.theta[rows], draws.to(self.theta))
-                self.theta[rows], self.value[rows] = state.theta, state.value / self.joint.n_data
-                accepted[rows] = probability.to(accepted)
-                self.descent.counts.evaluated += len(rows) * (thermal.n_leapfrog + 1)
-            bar.update()
-
-    def _settle(self, dimension: float) -> None:
-        """Bring particles that were refined on single batches to their levels on all data."""
-        # Where a drift ended with shorter steps than at the MAP, curvature is higher.
-        step_size = self.eta.clamp(max=self.settings.step_size or 1.0 / self.sharpness)
-        settling = Settling(self.joint, self.recorder, self.settings.refinement, self.theta, step_size, dimension)
-        for _ in settling.rounds():
-            level = self._level(self.data.next_batch())
-            for rows in self._alive():
-                self.theta[rows], stepped = settling.settled(rows, self.theta[rows], self.normal[rows], level)
-                self.descent.counts.evaluated += stepped
-        for rows in self._alive():
-            energy = self.joint.prior_energy(self.theta[rows])
-            self.value[rows] = (self.joint.data_term(self.theta[rows], level.batch) + energy) / self.joint.n_data
-        alive = self.lost_at > self.settings.n_steps
-        figures = (settling.excess[alive], settling.errors[alive].square())
-        *sums, count = self.ranks.sum(*(float(f.sum()) for f in figures), float(alive.sum()))
-        self.settled = sums[0] / max(count, 1), (sums[1] / max(count, 1)) ** 0.5
-
-    def _alive(self) -> Iterator[Tensor]:
+    def alive(self) -> Iterator[Tensor]:
         """Groups of the particles that are not lost."""
         alive = (self.lost_at > self.settings.n_steps).nonzero().flatten()
         yield from alive.split(self.group) if len(alive) else ()
@@ -212,7 +194,8 @@ class Walk:
             )
         self.coordinates.append(self.basis.append(self.ranks.gather(self.theta - self.origin, n)))
 
-    def _level(self, batch: Batch) -> Level:
+    def level(self, batch: Batch) -> Level:
+        """From which excess is counted on a batch."""
         # The whole data set is one and the same batch at every drift.
         if self._level_of is None or self._level_of.batch is not batch:
             centre = self.typical.centre if self.typical else self.origin
@@ -261,8 +244,8 @@ class Walk:
         """Mean over the particles at the walk's end, on its last batch if they have not settled on many."""
         if self.settled:
             return self.settled[0]
-        level = self._level(self.data.next_batch())
-        terms = [self.joint.data_term(self.theta[rows], level.batch) for rows in self._alive()]
+        level = self.level(self.data.next_batch())
+        terms = [self.joint.data_term(self.theta[rows], level.batch) for rows in self.alive()]
         mine = torch.cat(terms) - level.data_term if terms else self.value[:0]
         total, count = self.ranks.sum(float(mine.sum()), len(mine))
         return total / max(count, 1)

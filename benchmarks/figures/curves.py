@@ -16,7 +16,7 @@ from benchmarks.style import in_order, label, mark
 from laplace_fiber import LatentAutoencoder, RefineToLevel, TrajectorySampler
 from laplace_fiber.plots.shifts import error_line
 
-LINES = ("map", *(m for m in paper.METHODS if m != "hmc"), "fiber_typical")
+LINES = ("map", *(m for m in paper.METHODS if m != "hmc"), "fiber_typical", "fiber_stochastic")
 """Methods with a line in Figures 6 and 7: more than the paper's would hide each other."""
 
 WIDE_RANGE = 10.0

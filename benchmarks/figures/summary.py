@@ -39,6 +39,7 @@ SHORT_LIST = (
     "hmc",
     "fiber",
     "fiber_typical",
+    "fiber_stochastic",
 )
 """Methods that the README shows, beside the MAP: one of each kind."""
 

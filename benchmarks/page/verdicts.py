@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 
-from benchmarks.collected import CHAINS, FIBER, FIBER_FAMILY, Collected, Scores
+from benchmarks.collected import CHAINS, FIBER_FAMILY, Collected, Scores
 from benchmarks.report import mean_and_error
 from benchmarks.style import label
 from laplace_fiber.plots.shifts import summary
+from laplace_fiber.plots.style import FIBER
 
 GOAL_SETS = (
     ("snelson", "snelson"),
@@ -95,7 +96,7 @@ def calibrated(scores: Scores, method: str) -> bool:
 
 
 def goals(results: Collected) -> str:
-    """How many data sets reach each goal, for each walk and for the better of both."""
+    """How many data sets reach each goal, for each walk and for the best of them."""
     every = [results.scores(*pair) for pair in GOAL_SETS]
     found = [s for s in every if any(m in s.complete() for m in FIBER)]
     missing = [s.dataset for s in every if s not in found]
@@ -124,7 +125,7 @@ def _tally(title: str, every: Sequence[Scores], reached: Callable[[Scores, str],
     by_walk = {m: [s.dataset for s in every if reached(s, m)] for m in FIBER}
     either = [s.dataset for s in every if any(s.dataset in names for names in by_walk.values())]
     parts = [f"{label(m)} on {len(names)}{_named(names)}" for m, names in by_walk.items()]
-    return f"- {title}: of {len(every)} data sets {'; '.join(parts)}; one of the two on {len(either)}."
+    return f"- {title}: of {len(every)} data sets {'; '.join(parts)}; any of them on {len(either)}."
 
 
 def _named(names: Iterable[str]) -> str:

@@ -13,8 +13,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from laplace_fiber.batch_norm import Buffers, outputs_with_buffers, recomputed_statistics, tracking_layers
-from laplace_fiber.data import TrainingData, batches_of, moved, pairs
-from laplace_fiber.fitting import BatchChoice
+from laplace_fiber.data import BatchChoice, TrainingData, batches_of, moved, pairs
 from laplace_fiber.gradients import Gradients
 from laplace_fiber.log_joint import LogJoint
 from laplace_fiber.posterior import SampledPosterior

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from laplace_fiber.baselines.baseline import Baseline, Problem, Settings
 from laplace_fiber.baselines.several import first_and_others, weights_of
 from laplace_fiber.batch_norm import own_buffers
-from laplace_fiber.fitting import BatchChoice
+from laplace_fiber.data import BatchChoice
 from laplace_fiber.gradients import Gradients
 from laplace_fiber.sharpness import sharpness
 

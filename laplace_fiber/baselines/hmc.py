@@ -14,7 +14,7 @@ from torch import Tensor
 from laplace_fiber.baselines.baseline import Problem, Settings
 from laplace_fiber.baselines.convergence import function_space_mixing
 from laplace_fiber.baselines.stored import StoredPosterior, StoredSamples
-from laplace_fiber.fitting import BatchChoice
+from laplace_fiber.data import BatchChoice
 from laplace_fiber.hamiltonian import Hamiltonian, Outcome, State
 
 TOO_FAR = 0.2

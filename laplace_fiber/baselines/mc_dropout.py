@@ -13,7 +13,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from laplace_fiber.baselines.baseline import Baseline, Problem, Settings
-from laplace_fiber.fitting import BatchChoice
+from laplace_fiber.data import BatchChoice
 from laplace_fiber.sharpness import sharpness
 from laplace_fiber.weights import Inputs, NetworkFunction
 

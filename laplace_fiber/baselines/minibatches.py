@@ -10,8 +10,7 @@ from jaxtyping import Shaped
 from torch import Tensor
 
 from laplace_fiber.baselines.baseline import Problem
-from laplace_fiber.data import Batch
-from laplace_fiber.fitting import BatchChoice
+from laplace_fiber.data import Batch, BatchChoice
 
 
 class Stack(NamedTuple):

@@ -19,8 +19,7 @@ from torch.nn.modules.dropout import _DropoutNd
 
 from laplace_fiber.baselines.baseline import Problem
 from laplace_fiber.baselines.minibatches import Minibatches, Stack
-from laplace_fiber.data import Batch
-from laplace_fiber.fitting import BatchChoice
+from laplace_fiber.data import Batch, BatchChoice
 from laplace_fiber.gradients import RECORD_AFTER, recorded_evaluation
 from laplace_fiber.log_joint import LogJoint, summed_loss
 from laplace_fiber.recording import Recorder

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from laplace_fiber.baselines.baseline import Baseline, Problem, Settings
-from laplace_fiber.fitting import BatchChoice
+from laplace_fiber.data import BatchChoice
 from laplace_fiber.log_joint import LogJoint, log_normaliser
 
 

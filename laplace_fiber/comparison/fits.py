@@ -18,8 +18,9 @@ from laplace_fiber.comparison.task import Predict, Task, as_samples, network_out
 from laplace_fiber.fiber import FiberLaplace
 from laplace_fiber.latent import LatentAutoencoder
 from laplace_fiber.metrics import Prediction
+from laplace_fiber.paths import UniformPosition
 from laplace_fiber.posterior import SampledPosterior
-from laplace_fiber.trajectories import TrajectorySampler, typical_set_walk
+from laplace_fiber.trajectories import TrajectorySampler, stochastic_walk, typical_set_walk
 from laplace_fiber.weights import Inputs
 
 PRIOR_PRECISION = "prior_precision"
@@ -99,7 +100,8 @@ def fit_fiber(task: Task, seed: int, settings: Settings, progress_bar: bool) -> 
     walked = settings.get(PRIOR_PRECISION, 1.0)
 
     def follow(prior_precision: float) -> bool:
-        if prior_precision < walked:  # asks for a longer walk
+        # A lower precision asks for a longer walk; and where samples lie at the walk's end, any other for another one.
+        if prior_precision < walked or not isinstance(la.position, UniformPosition):
             return False
         la.prior_precision = prior_precision
         return True
@@ -108,8 +110,13 @@ def fit_fiber(task: Task, seed: int, settings: Settings, progress_bar: bool) -> 
 
 
 def fit_typical_set(task: Task, seed: int, settings: Settings, progress_bar: bool) -> Fitted:
-    """FiberLaplace on a walk to the typical set, which another prior precision moves: it is fitted again for each."""
-    return replace(fit_fiber(task, seed, {"sampler": typical_set_walk(), **settings}, progress_bar), follow=_refit)
+    """FiberLaplace on a walk to the typical set."""
+    return fit_fiber(task, seed, {"sampler": typical_set_walk(), **settings}, progress_bar)
+
+
+def fit_stochastic(task: Task, seed: int, settings: Settings, progress_bar: bool) -> Fitted:
+    """FiberLaplace on a walk among batches."""
+    return fit_fiber(task, seed, {"sampler": stochastic_walk(), **settings}, progress_bar)
 
 
 def fit_baseline(

@@ -19,6 +19,7 @@ from laplace_fiber.comparison.fits import (
     fit_fiber,
     fit_laplace,
     fit_map,
+    fit_stochastic,
     fit_typical_set,
     last_layer,
     most_evident_precision,
@@ -172,6 +173,7 @@ METHODS: dict[str, Method] = {
         _of_laplace_torch("last_layer", "Bayesian last layer", last_layer),
         Method("fiber", "Fiber", fit_fiber),
         Method("fiber_typical", "Fiber, typical set", fit_typical_set),
+        Method("fiber_stochastic", "Fiber, stochastic", fit_stochastic),
         *(_of_baseline(posterior) for posterior in baselines.METHODS),
     )
 }

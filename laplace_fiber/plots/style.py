@@ -15,7 +15,10 @@ from laplace_fiber.comparison import METHODS, method
 
 TEMPERED = "fiber+temperature"
 
-COMPARED = (*[name for name in METHODS if not name.startswith("fiber")], "fiber", "fiber_typical", TEMPERED)
+FIBER = ("fiber", "fiber_typical", "fiber_stochastic")
+"""The walks of FiberLaplace."""
+
+COMPARED = (*[name for name in METHODS if not name.startswith("fiber")], *FIBER, TEMPERED)
 """The methods that are compared, in the order of tables and figures."""
 
 FORMS = {
@@ -40,6 +43,7 @@ COLOURS = {
     "last_layer": "#8C6D1F",
     "fiber": "#0072B2",
     "fiber_typical": "#D55E00",
+    "fiber_stochastic": "#E7298A",
     TEMPERED: "#9ECAE1",
     "fiber-latent": "#0072B2",
     "fiber-states": "#009E73",
@@ -72,6 +76,7 @@ MARKERS = {
     "last_layer": "<",
     "fiber": "o",
     "fiber_typical": "o",
+    "fiber_stochastic": "o",
     TEMPERED: "o",
     "mixture": "X",
     "multiswag": "d",

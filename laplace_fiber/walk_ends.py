@@ -1,0 +1,61 @@
+"""How a walk to the typical set ends: with Hamiltonian moves, or by settling on many batches."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any
+
+import torch
+from tqdm import tqdm
+
+from laplace_fiber.draws import normal
+from laplace_fiber.refinement import RefineToTypicalSet
+from laplace_fiber.settling import Settling
+from laplace_fiber.thermal import Heat, Thermalisation
+
+if TYPE_CHECKING:
+    from laplace_fiber.walk import Walk
+
+
+def thermalise(walk: Walk, thermal: Thermalisation, bar: tqdm[Any]) -> float:
+    """Move the particles at the walk's end; the acceptance of the last trajectory."""
+    n, batch, size, acceptance = walk.settings.n_particles, walk.data.next_batch(), walk.theta.shape[1] + 2, math.nan
+    heat = Heat(thermal, walk.joint, batch, walk.recorder, walk.sharpness)
+    accepted = torch.full_like(walk.value, math.nan)
+
+    def mean() -> float:
+        nonlocal acceptance
+        acceptance = float(walk.ranks.gather(accepted, n).nanmean())
+        return acceptance
+
+    for k in heat.rounds(mean):
+        for rows in walk.alive():
+            particles = (walk.own.start + rows).tolist()
+            draws = torch.stack([normal(size, walk.settings.seed, i, k) for i in particles])
+            state, probability = heat.moved(walk.theta[rows], draws.to(walk.theta))
+            walk.theta[rows], walk.value[rows] = state.theta, state.value / walk.joint.n_data
+            accepted[rows] = probability.to(accepted)
+            walk.descent.counts.evaluated += len(rows) * (thermal.n_leapfrog + 1)
+        bar.update()
+    return acceptance
+
+
+def settle(walk: Walk, dimension: float) -> tuple[float, float]:
+    """Bring particles that were refined on single batches to their levels on all data; mean excess and its error."""
+    refinement = walk.settings.refinement
+    assert isinstance(refinement, RefineToTypicalSet)
+    # Where a drift ended with shorter steps than at the MAP, curvature is higher.
+    step_size = walk.eta.clamp(max=walk.settings.step_size or 1.0 / walk.sharpness)
+    settling = Settling(walk.joint, walk.recorder, refinement, walk.theta, step_size, dimension)
+    for _ in settling.rounds():
+        level = walk.level(walk.data.next_batch())
+        for rows in walk.alive():
+            walk.theta[rows], stepped = settling.settled(rows, walk.theta[rows], walk.normal[rows], level)
+            walk.descent.counts.evaluated += stepped
+    for rows in walk.alive():
+        energy = walk.joint.prior_energy(walk.theta[rows])
+        walk.value[rows] = (walk.joint.data_term(walk.theta[rows], level.batch) + energy) / walk.joint.n_data
+    alive = walk.lost_at > walk.settings.n_steps
+    figures = (settling.excess[alive], settling.errors[alive].square())
+    *sums, count = walk.ranks.sum(*(float(f.sum()) for f in figures), float(alive.sum()))
+    return sums[0] / max(count, 1), (sums[1] / max(count, 1)) ** 0.5
