@@ -94,6 +94,18 @@ def test_ranks_end_in_the_typical_set_of_one_process(tmp_path):
         assert_same_posterior(state, expected, 1e-7, position=EndPosition())
 
 
+def test_stochastic_walks_are_shared_and_resumed(tmp_path):
+    """Two ranks until one is killed, then three, among which one has no particle; gradients begin anew at a drift."""
+    walkers.walk(str(tmp_path / "alone"), "2", "stochastic")
+    folder = f"folder={tmp_path / 'walk'}"
+    finish(start_ranks(2, "walk", str(tmp_path / "first"), "2", "stochastic", folder, "dies=0", "at=4"))
+    assert (tmp_path / "walk" / "walk.pt").exists()
+    finish(start_ranks(3, "walk", str(tmp_path / "second"), "2", "stochastic", folder))
+    for rank in range(3):
+        state, expected = saved(tmp_path / "second", rank), saved(tmp_path / "alone")
+        assert_same_posterior(state, expected, 1e-9, position=EndPosition())
+
+
 def test_torchrun(alone, tmp_path):
     """The documented command."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", SCRIPT]

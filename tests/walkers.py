@@ -10,7 +10,15 @@ from pathlib import Path
 import torch
 from problems import FAST, classifier, loader
 
-from laplace_fiber import Checkpoint, FiberLaplace, Thermalisation, TrajectorySampler, typical_set_walk
+from laplace_fiber import (
+    Checkpoint,
+    FiberLaplace,
+    StochasticRefinement,
+    Thermalisation,
+    TrajectorySampler,
+    stochastic_walk,
+    typical_set_walk,
+)
 
 TIMEOUT = 60
 
@@ -31,6 +39,11 @@ def walk(out: str, n_particles: str, *options: str) -> None:
     if "typical" in options:
         thermal = Thermalisation(n_trajectories=2, n_leapfrog=5)
         sampler = typical_set_walk(n_particles=int(n_particles), n_steps=3, thermal=thermal, chunk_size=4)
+    if "stochastic" in options:
+        refinement = StochasticRefinement(epochs=1.0, min_steps=4)
+        sampler = stochastic_walk(
+            n_particles=int(n_particles), refinement=refinement, checkpoint=checkpoint, chunk_size=4
+        )
     model, data = streamed_classifier()
     la = FiberLaplace(model, "classification", sampler=sampler, autoencoder=FAST)
     rank = int(os.environ.get("RANK", 0))

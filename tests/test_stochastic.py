@@ -1,0 +1,131 @@
+"""The walk among batches, against torch's own optimizer."""
+
+import copy
+import math
+
+import pytest
+import torch
+from problems import FAST, classifier, joint_of
+from torch import nn
+from torch.utils.data import DataLoader
+
+from laplace_fiber import (
+    EndPosition,
+    FiberLaplace,
+    StochasticRefinement,
+    TrajectorySampler,
+    comparison,
+    stochastic_walk,
+)
+from laplace_fiber.comparison.task import Task
+from laplace_fiber.data import TrainingData
+
+TAU = 0.6
+
+
+def walked(model, data, sampler):
+    joint, _ = joint_of(model, data, "classification", tau=TAU)
+    training = TrainingData(data, torch.device("cpu"), sampler.data_batch)
+    with joint.network.evaluation():
+        return sampler.walk(joint, joint.network.theta(), training), training
+
+
+def test_a_drift_is_followed_by_the_steps_of_adam():
+    """Against torch.optim.Adam on the same batches with the same learning rates, one particle after another."""
+    model, data = classifier()
+    refinement = StochasticRefinement(epochs=1.5, min_steps=1, learning_rate=0.02)
+    sampler = TrajectorySampler(n_particles=3, n_steps=2, reach=2.0, refinement=refinement)
+    walk, training = walked(model, data, sampler)
+    n_batches, per_drift = 3, 5  # 40 points, 16 at a time; one and a half passes over them
+    assert refinement.n_steps(training) == per_drift
+    drifts = sampler.directions(torch.full((walk.subspace.basis.shape[1],), TAU, dtype=torch.float64))
+    batches = list(data)
+    for i, drift in enumerate(drifts):
+        own, at = copy.deepcopy(model), 2  # two batches go into a walk's start
+        for t in range(2):
+            weights = nn.utils.parameters_to_vector(own.parameters()) + drift  # reach / n_steps is 1
+            nn.utils.vector_to_parameters(weights, own.parameters())
+            optimizer = torch.optim.Adam(own.parameters())
+            for k in range(per_drift):
+                optimizer.param_groups[0]["lr"] = 0.01 * (1 + math.cos(math.pi * k / per_drift))
+                x, y = batches[at % n_batches]
+                at += 1
+                prior = sum(p.square().sum() for p in own.parameters()) * TAU / 2
+                optimizer.zero_grad()
+                (nn.functional.cross_entropy(own(x), y) + prior / 40).backward()
+                optimizer.step()
+            expected = nn.utils.parameters_to_vector(own.parameters()).detach()
+            torch.testing.assert_close(walk.states[i, t + 1], expected, rtol=1e-9, atol=1e-9)
+    assert walk.gradient_evaluations == 2 * per_drift
+
+
+def test_the_preset_ends_at_low_loss_where_its_samples_lie():
+    """Drifts alone raise the training loss fivefold; the samples' is near that of the trained network."""
+    model, data = classifier()
+    losses = {}
+    for name, refinement in [("none", StochasticRefinement(1e-9, 1, 1e-12)), ("default", StochasticRefinement())]:
+        sampler = stochastic_walk(refinement=refinement)
+        la = FiberLaplace(model, "classification", prior_precision=0.1, sampler=sampler, autoencoder=FAST)
+        la.fit(data)
+        losses[name] = la.report.nll_walk[-1] / la.report.nll_map
+        assert isinstance(la.position, EndPosition)
+        assert la.report.drawn_at == (1.0,)
+        assert la.report.reach == pytest.approx(0.5 * math.sqrt(la.n_params / 0.1))
+    assert losses["none"] > 5 > 1.5 > losses["default"]
+
+
+def test_steps_and_learning_rate_follow_data_and_weights():
+    model, data = classifier()
+    rule = StochasticRefinement(epochs=2.0, min_steps=4)
+    batches = TrainingData(DataLoader(data.dataset, batch_size=5), torch.device("cpu"), "loader")
+    assert rule.n_steps(batches) == 16
+    assert rule.n_steps(TrainingData(data, torch.device("cpu"), "full")) == 4
+    theta = nn.utils.parameters_to_vector(model.parameters()).detach()
+    assert rule.rate_for(theta) == pytest.approx(0.03 * float(theta.norm()) / len(theta) ** 0.5)
+    assert rule.rate_for(torch.zeros(3)) > 0
+    assert StochasticRefinement(learning_rate=0.5).rate_for(theta) == 0.5
+    assert [stochastic_walk(batch=b).data_batch for b in ("auto", "full")] == ["loader", "full"]
+    assert TrajectorySampler().data_batch == "auto"
+
+
+@pytest.mark.parametrize("settings", [{"epochs": 0.0}, {"min_steps": 0}, {"learning_rate": -1.0}])
+def test_settings_are_checked(settings):
+    with pytest.raises(ValueError, match=f"{next(iter(settings))}: expected a positive number"):
+        StochasticRefinement(**settings)
+    with pytest.raises(ValueError, match="radius_share: expected a positive number"):
+        stochastic_walk(radius_share=0.0)
+
+
+def test_a_lost_particle_keeps_its_state_before_the_drift():
+    model, data = classifier()
+    theta = nn.utils.parameters_to_vector(model.parameters()).detach()
+
+    class Fragile(nn.Module):
+        """Not finite far from the trained weights on one side."""
+
+        def __init__(self):
+            super().__init__()
+            self.inner = copy.deepcopy(model)
+
+        def forward(self, x):
+            broken = self.inner[0].weight[0, 0] > theta[0] + 1.0
+            return self.inner(x) + torch.where(broken, torch.nan, 0.0)
+
+    sampler = stochastic_walk(
+        n_particles=12, reach=8.0, refinement=StochasticRefinement(1e-9, 1, 1e-9), lengths="fixed"
+    )
+    walk, _ = walked(Fragile(), data, sampler)
+    lost = walk.lost_at <= 4
+    assert 0 < int(lost.sum()) < 12
+    for states, at in zip(walk.states[lost], walk.lost_at[lost].tolist(), strict=True):
+        assert float(states[-1, 0]) <= theta[0] + 1.0
+        torch.testing.assert_close(states[at:], states[at - 1].expand(5 - at, -1), rtol=0, atol=1e-10)
+
+
+def test_a_comparison_fits_it_anew_for_each_prior_precision():
+    model, data = classifier()
+    task = Task((model,), "classification", data, data, 1.0, 10)
+    method = comparison.method("fiber_stochastic", sampler=stochastic_walk(n_particles=3, n_steps=1), autoencoder=FAST)
+    fitted = method.fit(task, 0, {**method.options, "prior_precision": 2.0}, False)
+    assert not fitted.follow(20.0)
+    assert fitted.gradient_evaluations == 3 * 150
