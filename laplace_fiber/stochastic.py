@@ -18,7 +18,7 @@ from laplace_fiber.recording import Recorder
 DECAYS, EPSILON = (0.9, 0.999), 1e-8
 """Adam's, as its authors have them."""
 
-RELATIVE_RATE, LEAST_RATE = 0.03, 1e-5
+RELATIVE_RATE, LEAST_RATE = 0.05, 1e-5
 """Default learning rate as a share of the root mean square of the trained weights, and its lower bound."""
 
 
@@ -38,7 +38,7 @@ class StochasticRefinement:
     epochs, min_steps
         Passes over the data after each drift, and the least number of steps that they shall amount to.
     learning_rate
-        At the beginning of each; ``None`` takes 0.03 times the root mean square of the trained weights.
+        At the beginning of each; ``None`` takes 0.05 times the root mean square of the trained weights.
     """
 
     epochs: float = 5.0

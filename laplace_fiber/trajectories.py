@@ -275,7 +275,7 @@ def typical_set_walk(**settings: Any) -> TrajectorySampler:
 
 
 def stochastic_walk(**settings: Any) -> TrajectorySampler:
-    """The walk for data that come in batches, and for networks that are trained so: few drifts, each followed by some
+    """The walk for data that come in batches, and for networks that are trained so: eight drifts, each followed by some
     epochs of Adam.
 
     Samples lie at the trajectories' ends, whose lengths are half those of the prior: from further away so few steps do
@@ -283,8 +283,8 @@ def stochastic_walk(**settings: Any) -> TrajectorySampler:
     preset.
     """
     preset: dict[str, Any] = {
-        "n_particles": 16,
-        "n_steps": 4,
+        "n_particles": 10,
+        "n_steps": 8,
         "radius_share": 0.5,
         "lengths": "prior",
         "refinement": StochasticRefinement(),

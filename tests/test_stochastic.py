@@ -81,7 +81,7 @@ def test_steps_and_learning_rate_follow_data_and_weights():
     assert rule.n_steps(batches) == 16
     assert rule.n_steps(TrainingData(data, torch.device("cpu"), "full")) == 4
     theta = nn.utils.parameters_to_vector(model.parameters()).detach()
-    assert rule.rate_for(theta) == pytest.approx(0.03 * float(theta.norm()) / len(theta) ** 0.5)
+    assert rule.rate_for(theta) == pytest.approx(0.05 * float(theta.norm()) / len(theta) ** 0.5)
     assert rule.rate_for(torch.zeros(3)) > 0
     assert StochasticRefinement(learning_rate=0.5).rate_for(theta) == 0.5
     assert [stochastic_walk(batch=b).data_batch for b in ("auto", "full")] == ["loader", "full"]
