@@ -144,7 +144,9 @@ def test_goals_count_data_sets(tmp_path):
     for seed in range(2):  # the ones whose calibration counts
         records.write(tmp_path, "uci", "glass", "map", seed, metrics=records.scores(1.0, ece=9.0))
     lines = goals(Collected(tmp_path)).splitlines()
-    assert lines[0].endswith("of 2 data sets Fiber on 0; Fiber, typical set on 0; Fiber, stochastic on 0; any of them on 0.")
+    assert lines[0].endswith(
+        "of 2 data sets Fiber on 0; Fiber, typical set on 0; Fiber, stochastic on 0; any of them on 0."
+    )
     assert "Fiber on 1 (glass)" in lines[1]  # without the chains
     assert "Fiber on 1 (glass)" in lines[2]  # against the ensemble
     assert "of 1 data sets Fiber on 1 (glass)" in lines[4]

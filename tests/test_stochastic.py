@@ -112,7 +112,7 @@ def test_a_lost_particle_keeps_its_state_before_the_drift():
             return self.inner(x) + torch.where(broken, torch.nan, 0.0)
 
     sampler = stochastic_walk(
-        n_particles=12, reach=8.0, refinement=StochasticRefinement(1e-9, 1, 1e-9), lengths="fixed"
+        n_particles=12, n_steps=4, reach=8.0, refinement=StochasticRefinement(1e-9, 1, 1e-9), lengths="fixed"
     )
     walk, _ = walked(Fragile(), data, sampler)
     lost = walk.lost_at <= 4
