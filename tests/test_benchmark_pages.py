@@ -8,6 +8,7 @@ import torch
 from benchmarks import figures, page, paper
 from benchmarks.__main__ import main
 from benchmarks.collected import Collected, Difference
+from benchmarks.page.gains import largest_gains
 from benchmarks.page.tables import dataset_table, measure_table, rank_table
 from benchmarks.page.verdicts import GOAL_SETS, goals, trainings, verdict
 from benchmarks.runs import RESULTS
@@ -223,3 +224,19 @@ def test_the_command_writes_page_figures_and_readme(tmp_path, capsys):
     assert "**0.600 ± 0.100**" in text
     assert text.endswith("<!-- /results -->\nafter")
     torch.set_num_threads(threads)
+
+
+def test_gains_of_single_settings_are_paired_and_need_every_seed(tmp_path):
+    for seed, value in enumerate((0.9, 1.1)):
+        settings = {"axis": "default", "value": None}
+        records.write(
+            tmp_path, "sensitivity", "glass", "default", seed, metrics=records.scores(value), settings=settings
+        )
+        for k, gain in enumerate((0.3, 0.1, -0.2, 0.0)):
+            found = records.scores(value - gain - 0.02 * seed)
+            settings = {"axis": "reach", "value": k}
+            records.write(tmp_path, "sensitivity", "glass", f"reach={k}", seed, metrics=found, settings=settings)
+    records.write(tmp_path, "sensitivity", "glass", "reach=9", 0, metrics=records.scores(0.0), settings=settings)
+    rows = largest_gains(Collected(tmp_path)).splitlines()[2:]
+    assert rows[0] == "| glass | `reach=0` | -0.310 ± 0.010 | -0.310 ± 0.010 |"
+    assert [row.split("|")[2].strip() for row in rows] == ["`reach=0`", "`reach=1`", "`reach=3`"]

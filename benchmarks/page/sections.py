@@ -20,6 +20,7 @@ from benchmarks.figures.curves import (
     walk_of,
 )
 from benchmarks.figures.summary import scores_of_all
+from benchmarks.page.gains import largest_gains
 from benchmarks.page.tables import cells_table, dataset_table, measure_table, rank_table, record_table, shift_table
 from benchmarks.page.verdicts import goals, verdict
 from benchmarks.report import environments_of
@@ -155,10 +156,13 @@ def _scaling(results: Collected) -> str:
 
 
 def _sensitivity(results: Collected) -> str:
-    """Test NLL for each value of each setting."""
+    """Test NLL for each value of each setting, and what the best of them would gain."""
     if not results.finished("sensitivity"):
         return missing("sensitivity")
-    parts = []
+    parts = [
+        "What one setting could gain, the three with the lowest validation NLL on each data set:\n\n"
+        + largest_gains(results)
+    ]
     for axis in settings_axes(results):
         cells: dict[tuple[str, float], list[float]] = {}
         for value, record in on_axis(results, axis):
