@@ -21,6 +21,7 @@ from laplace_fiber.log_joint import LogJoint
 from laplace_fiber.memory import available_bytes
 from laplace_fiber.paths import FORMS, EndPosition, PositionLaw, PosteriorForm, UniformPosition
 from laplace_fiber.posterior import SampledPosterior
+from laplace_fiber.stochastic import StochasticRefinement
 from laplace_fiber.trajectories import TrajectorySampler
 from laplace_fiber.weights import Subset
 
@@ -209,7 +210,8 @@ backend, backend_kwargs, asdl_fisher_kwargs
                 f"prior_precision is below its value at fit: it asks for {missing:.2f} times the walk's reach. "
                 "The walk is used as far as it goes; fit again with this prior_precision for the wider posterior."
             )
-        return fitted.share_for(self.prior_precision_diag)
+        among_batches = isinstance(self.sampler.refinement, StochasticRefinement)
+        return fitted.share_for(self.prior_precision_diag, at_states=among_batches)
 
     def settle_prior_precision(self) -> None:
         """Walk again if the chosen precision asks for a longer walk and the training data are at hand."""
@@ -222,8 +224,7 @@ backend, backend_kwargs, asdl_fisher_kwargs
 
     def distinct_prior_precisions(self, grid: Float[Tensor, " g"]) -> Float[Tensor, " h"]:
         """The grid's values above the one at fit (by prior radius): a lower one needs a new, longer walk."""
-        walked = (1 / self.fitted.prior_precision.double()).sum()
-        return grid[grid > float(self.n_params / walked)]
+        return grid[grid > float(self.n_params / (1 / self.fitted.prior_precision.double()).sum())]
 
     def log_marginal_likelihood(
         self, prior_precision: Tensor | None = None, sigma_noise: Tensor | None = None

@@ -70,10 +70,14 @@ class FiberFit:
             return None
         return Subspace(self.subspace.to_weights(bias[None])[0], self.subspace.directions(layer))
 
-    def share_for(self, prior_precision: Float[Tensor, " p"]) -> float:
-        """Share ρ ≤ 1 of the walk for another prior: its radius √(Σ 1/τ) over that of the walk."""
+    def share_for(self, prior_precision: Float[Tensor, " p"], at_states: bool = False) -> float:
+        """Share ρ ≤ 1 of the walk for another prior: its radius √(Σ 1/τ) over that of the walk.
+
+        ``at_states``: that of the nearest state after the first drift or later.
+        """
         radii = [(1 / tau.double()).sum().sqrt() for tau in (prior_precision.detach(), self.prior_precision)]
-        return min(1.0, float(radii[0] / radii[1]))
+        share, n_steps = min(1.0, float(radii[0] / radii[1])), self.states.shape[1] - 1
+        return max(round(share * n_steps), 1) / n_steps if at_states else share
 
     def missing_reach(self, prior_precision: Float[Tensor, " p"]) -> float:
         """How many times wider than the walked one another prior is, where it is widest; 1 if it is nowhere."""

@@ -74,6 +74,16 @@ def test_the_preset_ends_at_low_loss_where_its_samples_lie():
     assert losses["none"] > 5 > 1.5 > losses["default"]
 
 
+def test_a_higher_prior_precision_takes_samples_from_earlier_states():
+    model, data = classifier()
+    la = FiberLaplace(model, "classification", sampler=stochastic_walk(n_particles=3, n_steps=4), posterior="states")
+    la.fit(data)
+    states = la.fitted.subspace.to_weights(la.fitted.states.flatten(0, 1)).unflatten(0, (3, 5))
+    for precision, state in [(1.0, 4), (1.2, 4), (2.0, 3), (4.0, 2), (1e6, 1)]:  # shares 1, 0.91, 0.71, 0.5 and none
+        la.prior_precision = precision
+        torch.testing.assert_close(la.sample(3).sort(0).values, states[:, state].sort(0).values)
+
+
 def test_steps_and_learning_rate_follow_data_and_weights():
     model, data = classifier()
     rule = StochasticRefinement(epochs=2.0, min_steps=4)
