@@ -15,7 +15,6 @@ import torch
 from torch import Tensor
 from torch.fx import Graph, GraphModule, Node
 from torch.fx.experimental.proxy_tensor import make_fx
-from torch.utils.flop_counter import flop_registry
 
 from laplace_fiber.graph_nodes import value_of
 from laplace_fiber.rewrites import simplify
@@ -140,15 +139,18 @@ class Recorder:
         """By a recording of more rows; None where that takes longer than a plain call."""
         (_, rows), (_, all_rows) = key, wider
         more = all_rows - rows
-        filled = [torch.cat([t, t[:1].expand(more, *t.shape[1:])]) if t.ndim else t for t in moving]
+
+        def filled() -> list[Tensor]:
+            return [torch.cat([t, t[:1].expand(more, *t.shape[1:])]) if t.ndim else t for t in moving]
+
         if wider not in self._recorded:  # known from a checkpoint alone
-            self._recorded[wider] = self._record(function, filled, fixed)
+            self._recorded[wider] = self._record(function, filled(), fixed)
         recorded = self._recorded[wider]
         extra = math.inf if recorded is None else recorded.work * more / all_rows / CALL_WORK
         if recorded is None or extra >= 1:
             return None
         self.calls[key] += extra
-        return tuple(result[:rows] for result in recorded(filled, fixed))
+        return tuple(result[:rows] for result in recorded(filled(), fixed))
 
     def _called(
         self, key: tuple[Any, ...], function: Function, moving: Sequence[Tensor], fixed: Sequence[Tensor]
@@ -223,6 +225,8 @@ def _independent_of(moving: list[Node], nodes: list[Node]) -> set[Node]:
 
 def _operations(node: Node) -> float:
     """Multiplications, additions and numbers written; 0 where it is not known."""
+    from torch.utils.flop_counter import flop_registry  # not with the package: it takes time, and most need it never
+
     value = value_of(node)
     if node.op != "call_function" or value is None:
         return 0.0

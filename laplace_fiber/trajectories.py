@@ -279,8 +279,7 @@ def stochastic_walk(**settings: Any) -> TrajectorySampler:
     epochs of Adam.
 
     Samples lie at the trajectories' ends, whose lengths are half those of the prior: from further away so few steps do
-    not come back to low loss. ``settings`` override those of this
-    preset.
+    not come back to low loss. ``settings`` override those of this preset.
     """
     preset: dict[str, Any] = {
         "n_particles": 10,
