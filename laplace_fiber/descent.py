@@ -118,7 +118,7 @@ class Descent:
 
     def _evaluated(self, batch: Batch, theta: Tensor, eta: Tensor) -> Particles:
         value, grad, data_term = recorded_evaluation(self.joint, self.recorder, theta, batch)
-        return Particles(theta, value, data_term, grad, eta, _finite(value, grad))
+        return Particles(theta, value, data_term, grad, eta, finite_rows(value, grad))
 
     def _step_by_memory(self, batch: Batch, now: Particles, rows: Tensor, memory: CurvatureMemory) -> None:
         """A quasi-Newton step of the particles of these rows, in place."""
@@ -127,7 +127,7 @@ class Descent:
         proposal = theta - share[:, None] * memory.direction(rows, grad, eta)
         padded = torch.cat([proposal, proposal[:1].expand(more, -1)]) if more else proposal
         found = Evaluation(*(c[: len(rows)] for c in recorded_evaluation(self.joint, self.recorder, padded, batch)))
-        sound = _finite(found.value, found.grad)
+        sound = finite_rows(found.value, found.grad)
         accepted = sound & (found.value <= value)
         bent, scale = memory.add(rows, proposal - theta, found.grad - grad, sound)
         now.eta[rows] = torch.where(bent, scale, eta)
@@ -180,7 +180,7 @@ class Descent:
         """
         proposal = torch.addcmul(now.theta, now.eta[:, None], now.grad, value=-1, out=room)
         value, grad, data_term = self.joint.evaluate(proposal, batch)
-        sound = _finite(value, grad)
+        sound = finite_rows(value, grad)
         accepted = moves & sound
         eta, finite = now.eta, now.finite
         if self.kind == "plain":
@@ -219,7 +219,8 @@ def _padding(n_active: int, n: int) -> int:
     return min(-(-n_active // unit) * unit, n) - n_active
 
 
-def _finite(value: Float[Tensor, " n"], grad: Float[Tensor, "n p"]) -> Bool[Tensor, " n"]:
+def finite_rows(value: Float[Tensor, " n"], grad: Float[Tensor, "n p"]) -> Bool[Tensor, " n"]:
+    """Whether objective and gradient of each row are finite."""
     # One pass over the gradient, and nothing that is not finite is zero after taking it from itself.
     total = value + grad.sum(1)
     return total - total == 0

@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
+from torch.optim.lr_scheduler import CosineAnnealingLR
 
 from laplace_fiber.data import Batch, TrainingData
-from laplace_fiber.descent import Counts
+from laplace_fiber.descent import Counts, finite_rows
 from laplace_fiber.gradients import recorded_evaluation
 from laplace_fiber.log_joint import LogJoint
 from laplace_fiber.recording import Recorder
-
-DECAYS, EPSILON = (0.9, 0.999), 1e-8
-"""Adam's, as its authors have them."""
 
 RELATIVE_RATE, LEAST_RATE = 0.05, 1e-5
 """Default learning rate as a share of the root mean square of the trained weights, and its lower bound."""
@@ -48,7 +47,7 @@ class StochasticRefinement:
     def __post_init__(self) -> None:
         for name in ("epochs", "min_steps", "learning_rate"):
             value = getattr(self, name)
-            if not (value is None and name == "learning_rate") and not (value > 0 and math.isfinite(value)):
+            if value is not None and not (value > 0 and math.isfinite(value)):
                 raise ValueError(f"{name}: expected a positive number, got {value}.")
 
     def n_steps(self, data: TrainingData) -> int:
@@ -62,7 +61,9 @@ class StochasticRefinement:
 
 
 class StochasticDescent:
-    """Moves particles by Adam on one batch after another; its averages of gradients begin anew at each drift.
+    """Moves particles by Adam on one batch after another, anew after each drift.
+
+    Adam works on each number by itself, so that one optimizer serves all particles.
 
     Parameters
     ----------
@@ -76,33 +77,29 @@ class StochasticDescent:
         self.joint, self.recorder, self.n_steps, self.rate = joint, recorder, n_steps, rate
         self.counts = Counts()
 
-    def begin(self, theta: Float[Tensor, "n p"]) -> None:
-        """Forget the gradients before a drift."""
-        self._averages = torch.zeros_like(theta), torch.zeros_like(theta)
+    def steps(self, theta: Float[Tensor, "n p"]) -> Iterator[int]:
+        """Number the steps after a drift; at the end of each, ``theta`` moves in place by the gradients left there."""
+        theta.grad = torch.zeros_like(theta)
+        adam = torch.optim.Adam([theta], lr=self.rate)
+        rates = CosineAnnealingLR(adam, self.n_steps)
+        for step in range(self.n_steps):
+            yield step
+            adam.step()
+            rates.step()
+        theta.grad = None
 
-    def move(
-        self, step: int, rows: Int[Tensor, " k"], theta: Float[Tensor, "n p"], value: Float[Tensor, " n"], batch: Batch
+    def look(
+        self, rows: Int[Tensor, " k"], theta: Float[Tensor, "n p"], value: Float[Tensor, " n"], batch: Batch
     ) -> Bool[Tensor, " k"]:
-        """The step after ``step`` others for the particles of these rows, in place; whether objective and gradient were
-        finite.
+        """Leave the gradients of the particles of these rows, and write their J/n_data by the batch to ``value``.
 
-        ``value`` becomes J/n_data before the step, by the batch.
+        Returns whether both are finite; where they are not, the gradient is zero and the value stays.
         """
         found = recorded_evaluation(self.joint, self.recorder, theta[rows], batch)
-        finite = torch.isfinite(found.value) & torch.isfinite(found.grad).all(1)
-        mean, square = (
-            self._averaged(average, rows, news, 1 - decay) / (1 - decay ** (step + 1))
-            for average, news, decay in zip(self._averages, (found.grad, found.grad.square()), DECAYS, strict=True)
-        )
-        rate = self.rate * 0.5 * (1 + math.cos(math.pi * step / self.n_steps))
-        moved = theta[rows] - rate * mean / (square.sqrt() + EPSILON)
-        theta[rows] = torch.where(finite[:, None], moved, theta[rows])
+        finite = finite_rows(found.value, found.grad)
+        assert theta.grad is not None  # made by steps
+        theta.grad[rows] = torch.where(finite[:, None], found.grad, 0.0)
         value[rows] = torch.where(finite, found.value, value[rows])
         self.counts.evaluated += len(rows)
         self.counts.proposed += len(rows)
         return finite
-
-    @staticmethod
-    def _averaged(average: Tensor, rows: Tensor, news: Tensor, weight: float) -> Tensor:
-        average[rows] = torch.lerp(average[rows], news, weight)
-        return average[rows]

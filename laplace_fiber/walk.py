@@ -168,12 +168,12 @@ class Walk:
         before = self.theta.clone()
         for rows in self.alive():
             self.theta[rows] += self.drift[rows]
-        descent.begin(self.theta)
-        for step in range(descent.n_steps):
+        for _ in descent.steps(self.theta):
             batch = self.data.next_batch()
             for rows in self.alive():
-                lost = rows[~descent.move(step, rows, self.theta, self.value, batch)]
-                self.theta[lost], self.lost_at[lost] = before[lost], self.t
+                self.lost_at[rows[~descent.look(rows, self.theta, self.value, batch)]] = self.t
+        lost = self.lost_at <= self.settings.n_steps
+        self.theta[lost] = before[lost]
 
     def alive(self) -> Iterator[Tensor]:
         """Groups of the particles that are not lost."""
