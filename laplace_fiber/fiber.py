@@ -139,8 +139,10 @@ backend, backend_kwargs, asdl_fisher_kwargs
             "rejected_share": walk.rejected_share,
         }
         noise = self.sigma_noise.detach().clone()
+        among_batches = isinstance(self.sampler.refinement, StochasticRefinement)
+        precision = joint.prior_precision.clone()
         self._fitted = FiberFit(
-            walk.subspace, walk.coordinates, lines, joint.prior_precision.clone(), noise, self.temperature
+            walk.subspace, walk.coordinates, lines, precision, noise, self.temperature, among_batches
         )
         _ = self._fitted.decoded_space  # made now, so that the first prediction need not wait for it
         self._curvature = None
@@ -194,11 +196,7 @@ backend, backend_kwargs, asdl_fisher_kwargs
 
     def spread_factor(self) -> Float[Tensor, "k p"]:
         """L with Lᵀ L the posterior's second moment of the weights about the MAP, exact up to quadrature in s."""
-        fitted = self.fitted
-        points = fitted.points(self.posterior, self.position, self.walk_share)
-        if len(points) > points.shape[1]:
-            points = torch.linalg.qr(points, mode="r").R * (points.shape[1] / len(points)) ** 0.5
-        return fitted.subspace.directions(points / len(points) ** 0.5)
+        return self.fitted.spread_factor(self.posterior, self.position, self.walk_share)
 
     @property
     def walk_share(self) -> float:
@@ -210,8 +208,7 @@ backend, backend_kwargs, asdl_fisher_kwargs
                 f"prior_precision is below its value at fit: it asks for {missing:.2f} times the walk's reach. "
                 "The walk is used as far as it goes; fit again with this prior_precision for the wider posterior."
             )
-        among_batches = isinstance(self.sampler.refinement, StochasticRefinement)
-        return fitted.share_for(self.prior_precision_diag, at_states=among_batches)
+        return fitted.share_for(self.prior_precision_diag)
 
     def settle_prior_precision(self) -> None:
         """Walk again if the chosen precision asks for a longer walk and the training data are at hand."""
@@ -224,7 +221,8 @@ backend, backend_kwargs, asdl_fisher_kwargs
 
     def distinct_prior_precisions(self, grid: Float[Tensor, " g"]) -> Float[Tensor, " h"]:
         """The grid's values above the one at fit (by prior radius): a lower one needs a new, longer walk."""
-        return grid[grid > float(self.n_params / (1 / self.fitted.prior_precision.double()).sum())]
+        walked = (1 / self.fitted.prior_precision.double()).sum()
+        return grid[grid > float(self.n_params / walked)]
 
     def log_marginal_likelihood(
         self, prior_precision: Tensor | None = None, sigma_noise: Tensor | None = None

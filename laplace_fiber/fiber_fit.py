@@ -42,6 +42,8 @@ class FiberFit:
         τ per weight during the walk, whose radius set its reach.
     sigma_noise, temperature
         Of the walk's objective.
+    low_at_states_only
+        Whether the walk is at low loss at its states alone, and not between them.
     """
 
     subspace: Subspace
@@ -50,6 +52,7 @@ class FiberFit:
     prior_precision: Float[Tensor, " p"]
     sigma_noise: Tensor
     temperature: float
+    low_at_states_only: bool = False
 
     def __reduce__(self) -> tuple[Any, ...]:
         return FiberFit, tuple(getattr(self, field.name) for field in fields(self))
@@ -70,14 +73,14 @@ class FiberFit:
             return None
         return Subspace(self.subspace.to_weights(bias[None])[0], self.subspace.directions(layer))
 
-    def share_for(self, prior_precision: Float[Tensor, " p"], at_states: bool = False) -> float:
+    def share_for(self, prior_precision: Float[Tensor, " p"]) -> float:
         """Share ρ ≤ 1 of the walk for another prior: its radius √(Σ 1/τ) over that of the walk.
 
-        ``at_states``: that of the nearest state after the first drift or later.
+        That of the nearest state, the first drift's or a later one, where only states are at low loss.
         """
         radii = [(1 / tau.double()).sum().sqrt() for tau in (prior_precision.detach(), self.prior_precision)]
         share, n_steps = min(1.0, float(radii[0] / radii[1])), self.states.shape[1] - 1
-        return max(round(share * n_steps), 1) / n_steps if at_states else share
+        return max(round(share * n_steps), 1) / n_steps if self.low_at_states_only else share
 
     def missing_reach(self, prior_precision: Float[Tensor, " p"]) -> float:
         """How many times wider than the walked one another prior is, where it is widest; 1 if it is nowhere."""
@@ -124,6 +127,13 @@ class FiberFit:
         trajectory = torch.arange(n, device=self.states.device).repeat_interleave(t)
         return self._curves(form).coordinates(trajectory, (upto * law.quantile(u)).repeat(n))
 
+    def spread_factor(self, form: PosteriorForm, law: PositionLaw, upto: float) -> Float[Tensor, "k p"]:
+        """L with Lᵀ L the posterior's second moment of the weights about the MAP, exact up to quadrature in s."""
+        points = self.points(form, law, upto)
+        if len(points) > points.shape[1]:
+            points = torch.linalg.qr(points, mode="r").R * (points.shape[1] / len(points)) ** 0.5
+        return self.subspace.directions(points / len(points) ** 0.5)
+
     def _draw_gaussian(
         self, law: PositionLaw, upto: float, n_samples: int, generator: torch.Generator
     ) -> Float[Tensor, "s r"]:
@@ -147,6 +157,7 @@ class FiberFit:
             "fitted_prior_precision": self.prior_precision,
             "fitted_sigma_noise": self.sigma_noise,
             "fitted_temperature": self.temperature,
+            "low_at_states_only": self.low_at_states_only,
         }
 
     @staticmethod
@@ -160,4 +171,5 @@ class FiberFit:
             state["fitted_prior_precision"].to(device),
             state["fitted_sigma_noise"].to(device),
             state["fitted_temperature"],
+            state.get("low_at_states_only", False),
         )

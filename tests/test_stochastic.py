@@ -82,6 +82,10 @@ def test_a_higher_prior_precision_takes_samples_from_earlier_states():
     for precision, state in [(1.0, 4), (1.2, 4), (2.0, 3), (4.0, 2), (1e6, 1)]:  # shares 1, 0.91, 0.71, 0.5 and none
         la.prior_precision = precision
         torch.testing.assert_close(la.sample(3).sort(0).values, states[:, state].sort(0).values)
+    loaded = FiberLaplace(model, "classification", posterior="states", position=EndPosition())
+    loaded.load_state_dict(la.state_dict())
+    loaded.prior_precision = 1.2
+    torch.testing.assert_close(loaded.sample(3).sort(0).values, states[:, 4].sort(0).values)
 
 
 def test_steps_and_learning_rate_follow_data_and_weights():
