@@ -64,5 +64,6 @@ def image_choice(name: str) -> Choice:
     """What the choice of a method's settings may cost, and its minibatches."""
     if name.startswith("fiber_stochastic"):
         return Choice(BUDGET, BATCH, STOCHASTIC_PRECISIONS)
-    walks = name.startswith("fiber")
-    return Choice(BUDGET, WALK_BATCH, WALK_PRECISIONS) if walks else Choice(BUDGET, BATCH)
+    if name.startswith("fiber"):
+        return Choice(BUDGET, WALK_BATCH, WALK_PRECISIONS)
+    return Choice(BUDGET, BATCH)

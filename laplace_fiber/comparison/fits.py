@@ -20,7 +20,7 @@ from laplace_fiber.latent import LatentAutoencoder
 from laplace_fiber.metrics import Prediction
 from laplace_fiber.paths import UniformPosition
 from laplace_fiber.posterior import SampledPosterior
-from laplace_fiber.trajectories import TrajectorySampler, stochastic_walk, typical_set_walk
+from laplace_fiber.trajectories import TrajectorySampler
 from laplace_fiber.weights import Inputs
 
 PRIOR_PRECISION = "prior_precision"
@@ -91,9 +91,16 @@ def fit_laplace(
     return Fitted(predict, follow)
 
 
-def fit_fiber(task: Task, seed: int, settings: Settings, progress_bar: bool) -> Fitted:
-    """FiberLaplace; ``settings`` may hold its sampler and autoencoder, whose seeds are replaced."""
-    parts = {"sampler": TrajectorySampler(), "autoencoder": LatentAutoencoder(), **settings}
+def fit_fiber(
+    task: Task,
+    seed: int,
+    settings: Settings,
+    progress_bar: bool,
+    *,
+    walk: Callable[[], TrajectorySampler] = TrajectorySampler,
+) -> Fitted:
+    """FiberLaplace; ``settings`` may hold its sampler, else that of ``walk``, and autoencoder: seeds are replaced."""
+    parts = {"sampler": walk(), "autoencoder": LatentAutoencoder(), **settings}
     seeded = {name: replace(parts[name], seed=seed) for name in ("sampler", "autoencoder")}
     la = FiberLaplace(task.model, task.likelihood, sigma_noise=task.sigma_noise, **{**parts, **seeded})
     la.fit(task.train_loader, progress_bar=progress_bar)
@@ -107,16 +114,6 @@ def fit_fiber(task: Task, seed: int, settings: Settings, progress_bar: bool) -> 
         return True
 
     return Fitted(_sampler(la, task), follow, la.diagnostics["gradient_evaluations"])
-
-
-def fit_typical_set(task: Task, seed: int, settings: Settings, progress_bar: bool) -> Fitted:
-    """FiberLaplace on a walk to the typical set."""
-    return fit_fiber(task, seed, {"sampler": typical_set_walk(), **settings}, progress_bar)
-
-
-def fit_stochastic(task: Task, seed: int, settings: Settings, progress_bar: bool) -> Fitted:
-    """FiberLaplace on a walk among batches."""
-    return fit_fiber(task, seed, {"sampler": stochastic_walk(), **settings}, progress_bar)
 
 
 def fit_baseline(

@@ -19,13 +19,12 @@ from laplace_fiber.comparison.fits import (
     fit_fiber,
     fit_laplace,
     fit_map,
-    fit_stochastic,
-    fit_typical_set,
     last_layer,
     most_evident_precision,
 )
 from laplace_fiber.comparison.task import Task
 from laplace_fiber.curvature import low_rank_laplace
+from laplace_fiber.trajectories import stochastic_walk, typical_set_walk
 
 TEMPERATURE = "+temperature"
 
@@ -172,8 +171,8 @@ METHODS: dict[str, Method] = {
         _of_laplace_torch("low_rank", "Laplace, low rank", low_rank_laplace),
         _of_laplace_torch("last_layer", "Bayesian last layer", last_layer),
         Method("fiber", "Fiber", fit_fiber),
-        Method("fiber_typical", "Fiber, typical set", fit_typical_set),
-        Method("fiber_stochastic", "Fiber, stochastic", fit_stochastic),
+        Method("fiber_typical", "Fiber, typical set", functools.partial(fit_fiber, walk=typical_set_walk)),
+        Method("fiber_stochastic", "Fiber, stochastic", functools.partial(fit_fiber, walk=stochastic_walk)),
         *(_of_baseline(posterior) for posterior in baselines.METHODS),
     )
 }

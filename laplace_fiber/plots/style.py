@@ -15,10 +15,10 @@ from laplace_fiber.comparison import METHODS, method
 
 TEMPERED = "fiber+temperature"
 
-FIBER = ("fiber", "fiber_typical", "fiber_stochastic")
+FIBER = tuple(name for name in METHODS if name.startswith("fiber"))
 """The walks of FiberLaplace."""
 
-COMPARED = (*[name for name in METHODS if not name.startswith("fiber")], *FIBER, TEMPERED)
+COMPARED = (*[name for name in METHODS if name not in FIBER], *FIBER, TEMPERED)
 """The methods that are compared, in the order of tables and figures."""
 
 FORMS = {
