@@ -105,11 +105,11 @@ class Scores:
         every = {seed for found in self.by_method.values() for seed in found}
         return tuple(sorted(self.by_method.get("map", every)))
 
-    def of_seed(self, method: str, measure: str) -> dict[int, float]:
-        """The measure of a method by seed: a test score, or another entry of the record."""
+    def of_seed(self, method: str, measure: str, part: str = "test") -> dict[int, float]:
+        """The measure of a method by seed: a score on a part of the data, or another entry of the record."""
         found = {}
         for seed, record in self.by_method.get(method, {}).items():
-            value = record["metrics"]["test"].get(measure, record.get(measure, record["settings"].get(measure)))
+            value = record["metrics"][part].get(measure, record.get(measure, record["settings"].get(measure)))
             if value is not None:
                 found[seed] = float(value)
         return found
@@ -136,9 +136,9 @@ class Scores:
         """Methods that keep to one trained network."""
         return [m for m in self.by_method if m not in {*SEVERAL_NETWORKS, *without}]
 
-    def difference(self, method: str, other: str, measure: str = "nll") -> Difference | None:
+    def difference(self, method: str, other: str, measure: str = "nll", part: str = "test") -> Difference | None:
         """Method minus other on the seeds of both; None where there are none."""
-        mine, theirs = self.of_seed(method, measure), self.of_seed(other, measure)
+        mine, theirs = self.of_seed(method, measure, part), self.of_seed(other, measure, part)
         gaps = [mine[seed] - theirs[seed] for seed in mine if seed in theirs]
         gaps = [gap for gap in gaps if math.isfinite(gap)]
         if not gaps:
