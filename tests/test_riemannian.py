@@ -10,9 +10,10 @@ from torch import nn
 
 from laplace_fiber import baselines
 from laplace_fiber.baselines import FisherRiemannianLaplace, LinearisedRiemannianLaplace, RiemannianLaplace
-from laplace_fiber.baselines.geodesics import ObjectiveMetric, Pieces, exponential_map
+from laplace_fiber.baselines.geodesics import ObjectiveMetric, exponential_map
 from laplace_fiber.baselines.ode import Tolerance
 from laplace_fiber.baselines.output_metrics import FisherMetric, LinearisedMetric
+from laplace_fiber.baselines.pieces import Pieces
 from laplace_fiber.baselines.tangents import tangent_vectors
 
 KINDS = ["classification", "regression"]

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import copy
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import NamedTuple, cast
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float, Int
@@ -19,7 +19,8 @@ from torch.func import vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from laplace_fiber.baselines.ode import Solution, Tolerance, integrate
-from laplace_fiber.data import Batch, TrainingData
+from laplace_fiber.baselines.pieces import Pieces
+from laplace_fiber.data import Batch
 from laplace_fiber.engines import CACHED_ELEMENTS, group_size, output_elements
 from laplace_fiber.log_joint import LogJoint, summed_loss
 from laplace_fiber.memory import of_kind
@@ -106,51 +107,6 @@ def exponential_map(
     before = metric.motion(start, tangents, everyone).squared_speed
     after = metric.motion(ends, velocities, everyone).squared_speed
     return Geodesics(ends, solution, (after / before).sqrt() - 1)
-
-
-class Pieces:
-    """The data behind a metric: all of them, or a fixed random subset for each geodesic.
-
-    Parameters
-    ----------
-    data
-        The training data; those of one pass are kept.
-    subsets
-        Indices of data points, a row for each geodesic; ``None`` takes all.
-
-    Raises
-    ------
-    ValueError
-        Subsets of inputs that are not tensors of one shape.
-    """
-
-    def __init__(self, data: TrainingData, subsets: Int[Tensor, "s m"] | None = None) -> None:
-        self.blocks, self.size, self.subsets = data.everything().blocks, data.n_data, subsets
-        if subsets is not None:
-            self.size = subsets.shape[1]
-            tensors = [x for x, _ in self.blocks if isinstance(x, Tensor)]
-            if len(tensors) < len(self.blocks) or len({x.shape[1:] for x in tensors}) > 1:
-                raise ValueError(
-                    "data: expected inputs that are tensors of one shape for 'subset', got others; use data='full'."
-                )
-            self.blocks = [(torch.cat(tensors), torch.cat([y for _, y in self.blocks]))]
-
-    def split(self, n_points: int) -> None:
-        """Make the pieces no larger than so many data points, where the inputs are tensors."""
-        if self.subsets is None:
-            self.blocks = [piece for block in self.blocks for piece in _split(block, max(1, n_points))]
-
-    def cast(self, dtype: torch.dtype) -> None:
-        """Floating-point inputs and targets in another precision."""
-        self.blocks = [(_cast(x, dtype), cast("Tensor", _cast(y, dtype))) for x, y in self.blocks]
-
-    def of(self, rows: Int[Tensor, " k"]) -> Iterator[tuple[Inputs, Tensor]]:
-        """Inputs and targets, with a leading dimension for the rows if each has its own."""
-        if self.subsets is None:
-            yield from self.blocks
-        else:
-            chosen, (x, y) = self.subsets[rows], self.blocks[0]
-            yield cast("Tensor", x)[chosen], y[chosen]
 
 
 class ObjectiveMetric(Metric):
@@ -282,19 +238,3 @@ def _twice_differentiable(joint: LogJoint, points: Tensor, velocities: Tensor, x
     except (NotImplementedError, RuntimeError):
         return False
     return True
-
-
-def _split(block: tuple[Inputs, Tensor], size: int) -> list[tuple[Inputs, Tensor]]:
-    x, y = block
-    if not isinstance(x, Tensor):
-        return [block]
-    return list(zip(x.split(size), y.split(size), strict=True))
-
-
-def _cast(value: Inputs, dtype: torch.dtype) -> Inputs:
-    if isinstance(value, Tensor):
-        return value.to(dtype) if value.is_floating_point() else value
-    mapping = copy.copy(value)
-    for key, item in value.items():
-        mapping[key] = _cast(item, dtype) if isinstance(item, Tensor) else item
-    return mapping

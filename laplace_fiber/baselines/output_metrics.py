@@ -8,7 +8,8 @@ from torch import Tensor
 from torch.func import jacrev, jvp, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from laplace_fiber.baselines.geodesics import Metric, Motion, Pieces, motion_on_graph
+from laplace_fiber.baselines.geodesics import Metric, Motion, motion_on_graph
+from laplace_fiber.baselines.pieces import Pieces
 from laplace_fiber.curvature import subspace_jacobian
 from laplace_fiber.engines import output_elements
 from laplace_fiber.log_joint import LogJoint

@@ -12,8 +12,9 @@ from torch import Tensor, nn
 
 from laplace_fiber.baselines.baseline import Problem
 from laplace_fiber.baselines.geodesic_posterior import GeodesicPosterior, GeodesicSettings
-from laplace_fiber.baselines.geodesics import Metric, ObjectiveMetric, Pieces
+from laplace_fiber.baselines.geodesics import Metric, ObjectiveMetric
 from laplace_fiber.baselines.output_metrics import FisherMetric, LinearisedMetric
+from laplace_fiber.baselines.pieces import Pieces
 from laplace_fiber.baselines.tangents import Curvature, check_curvature, correlated, tangent_vectors
 from laplace_fiber.linearised import linearised_samples, output_covariance
 from laplace_fiber.weights import Inputs

@@ -11,8 +11,8 @@ from laplace.baselaplace import DiagLaplace, KronLaplace
 from torch import Tensor, nn
 
 from laplace_fiber.baselines.baseline import Problem
-from laplace_fiber.baselines.geodesics import Pieces
 from laplace_fiber.baselines.output_metrics import FisherMetric
+from laplace_fiber.baselines.pieces import Pieces
 from laplace_fiber.baselines.to_host import HostLoader, host_model
 from laplace_fiber.curvature import LanczosGGN
 from laplace_fiber.log_joint import LogJoint
