@@ -213,7 +213,7 @@ def report_on(
     counts = drawn.repeat_interleave(n)
     on_walk = Measured(joint, walk.subspace, WalkCurves(states).coordinates(trajectory, s), batch, recorders, counts)
     decoded = Measured(joint, walk.subspace, lines.coordinates(trajectory, s), batch, recorders, counts)
-    trained = Measured(joint, walk.subspace, states[0, :1], batch, recorders, counts[-1:])
+    trained = Measured(joint, walk.subspace, states[0, :1], batch, recorders, torch.ones_like(counts[:1]))
 
     def by_position(values: Tensor) -> tuple[float, ...]:
         return tuple(values.view(len(POSITIONS), n).mean(1).tolist())

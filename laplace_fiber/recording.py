@@ -6,7 +6,6 @@ layers below the first moving weight), and the *head*, which is run for every ne
 
 from __future__ import annotations
 
-import math
 import warnings
 from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias
@@ -146,8 +145,7 @@ class Recorder:
         if wider not in self._recorded:  # known from a checkpoint alone
             self._recorded[wider] = self._record(function, filled(), fixed)
         recorded = self._recorded[wider]
-        extra = math.inf if recorded is None else recorded.work * more / all_rows / CALL_WORK
-        if recorded is None or extra >= 1:
+        if recorded is None or (extra := recorded.work * more / all_rows / CALL_WORK) >= 1:
             return None
         self.calls[key] += extra
         return tuple(result[:rows] for result in recorded(filled(), fixed))
