@@ -2,6 +2,7 @@
 
 import json
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -39,6 +40,12 @@ def test_the_walk_is_measured_against_a_loop_that_arrives_at_the_same_weights(mo
     monkeypatch.setattr(walk, "TOLERANCE", 0.0)
     with pytest.raises(RuntimeError, match="expected the weights of the loop"):
         walk._measured(problem, repeats=1)
+
+
+def test_the_loop_sees_the_batches_of_the_walk():
+    case = replace(walk.QUICK_CASES["banana b32"], compiled=False)
+    difference = walk._measured(walk.Problem(case), repeats=1)["difference_from_sgd"]["plain"]
+    assert difference["relative"] < 1e-4
 
 
 @pytest.mark.parametrize("name", ["predictions", "memory"])
