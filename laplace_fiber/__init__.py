@@ -22,11 +22,12 @@ from laplace_fiber.flavours import LastLayerFiber
 from laplace_fiber.latent import LatentAutoencoder
 from laplace_fiber.paths import EndPosition, PositionLaw, UniformPosition
 from laplace_fiber.posterior import SampledPosterior
+from laplace_fiber.presets import stochastic_walk, typical_set_walk
 from laplace_fiber.refinement import FixedRefinement, Refinement, RefineToLevel, RefineToTypicalSet
 from laplace_fiber.stochastic import StochasticRefinement
 from laplace_fiber.subspace import BasisStorage
 from laplace_fiber.thermal import Thermalisation
-from laplace_fiber.trajectories import TrajectorySampler, stochastic_walk, typical_set_walk
+from laplace_fiber.trajectories import TrajectorySampler
 
 __version__ = "0.1.0"
 

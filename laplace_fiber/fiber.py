@@ -21,7 +21,7 @@ from laplace_fiber.log_joint import LogJoint
 from laplace_fiber.memory import available_bytes
 from laplace_fiber.paths import FORMS, EndPosition, PositionLaw, PosteriorForm, UniformPosition
 from laplace_fiber.posterior import SampledPosterior
-from laplace_fiber.stochastic import StochasticRefinement
+from laplace_fiber.presets import automatic_walk
 from laplace_fiber.trajectories import TrajectorySampler
 from laplace_fiber.weights import Subset
 
@@ -45,7 +45,8 @@ class FiberLaplace(SampledPosterior):
 backend, backend_kwargs, asdl_fisher_kwargs
         As in laplace-torch. A curvature backend, if given, provides the Jacobians of ``pred_type="glm"``.
     sampler
-        Settings of the walk.
+        Settings of the walk. ``None`` leaves the choice to the data: the plain walk up to 10,000 points, and beyond
+        :func:`~laplace_fiber.stochastic_walk` on the loader's batches.
     autoencoder
         Settings of the latent autoencoder.
     posterior
@@ -87,11 +88,10 @@ backend, backend_kwargs, asdl_fisher_kwargs
             if not isinstance(subset, str) or subset != "all":
                 raise ValueError("expected subset or subnetwork_indices, got both; pass one of them.")
             subset = subnetwork_indices
-        self.sampler = sampler or TrajectorySampler()
+        self._chooses_walk, self.sampler = sampler is None, sampler or TrajectorySampler()
         super().__init__(model, likelihood, *args, subset=subset, **kwargs)
         self.autoencoder = autoencoder or LatentAutoencoder()
-        at_end = self.sampler.lengths == "prior"
-        self.position = position or (EndPosition() if at_end else UniformPosition())
+        self._asked_position = position
         self.posterior = posterior
         self.report: FitReport | None = None
         self._fitted: FiberFit | None = None
@@ -116,14 +116,20 @@ backend, backend_kwargs, asdl_fisher_kwargs
     @property
     def batch(self) -> BatchChoice:
         """Data behind each refinement."""
-        return self.sampler.data_batch
+        return "auto" if self._chooses_walk else self.sampler.data_batch
+
+    @property
+    def position(self) -> PositionLaw:
+        """How far along its trajectory a sample lies."""
+        return self._asked_position or (EndPosition() if self.sampler.lengths == "prior" else UniformPosition())
 
     def _trained(self, state: dict[str, Any] | None = None) -> Float[Tensor, " p"]:
-        settings = {} if state is None else {"canonicalize": state.get("canonicalize", False)}
+        settings = {} if state is None else {"canonicalize": state["canonicalize"]}
         return replace(self.sampler, **settings).start(self.network)
 
     def _fit(self, theta: Float[Tensor, " p"], joint: LogJoint, data: TrainingData, progress_bar: bool) -> None:
         """Walk, find the walk's subspace, and train the autoencoder; then write :attr:`report`."""
+        self.sampler = automatic_walk(data) if self._chooses_walk else self.sampler
         walk = self.sampler.walk(replace(joint, autocast=self.sampler.autocast), theta, data, progress_bar)
         chosen = walk.evidence
         joint = chosen.applied_to(joint) if chosen else joint
@@ -134,16 +140,10 @@ backend, backend_kwargs, asdl_fisher_kwargs
         if chosen:
             self.prior_precision = self.prior_precision * chosen.precision_factor
             self.sigma_noise = self.sigma_noise.detach() * chosen.noise_factor
-        self.diagnostics = {
-            "gradient_evaluations": walk.gradient_evaluations * len(walk.coordinates),
-            "rejected_share": walk.rejected_share,
-        }
-        noise = self.sigma_noise.detach().clone()
-        among_batches = isinstance(self.sampler.refinement, StochasticRefinement)
-        precision = joint.prior_precision.clone()
-        self._fitted = FiberFit(
-            walk.subspace, walk.coordinates, lines, precision, noise, self.temperature, among_batches
-        )
+        self.diagnostics = walk.cost()
+        objective = joint.prior_precision.clone(), self.sigma_noise.detach().clone(), self.temperature
+        among_batches = self.sampler.among_batches
+        self._fitted = FiberFit(walk.subspace, walk.coordinates, lines, *objective, among_batches)
         _ = self._fitted.decoded_space  # made now, so that the first prediction need not wait for it
         self._curvature = None
         if self.sampler.checkpoint is not None and ranks.first:
@@ -263,6 +263,7 @@ backend, backend_kwargs, asdl_fisher_kwargs
             "posterior": self.posterior,
             "seed": self.sampler.seed,
             "canonicalize": self.sampler.canonicalize,
+            "lengths": self.sampler.lengths,
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -274,7 +275,7 @@ backend, backend_kwargs, asdl_fisher_kwargs
             Another class, version, likelihood or set of weights, or a model whose trained weights differ.
         """
         mean = self._take_hosted_state(state_dict)
-        kept = {"seed": state_dict["seed"], "canonicalize": state_dict.get("canonicalize", False)}
+        kept = {name: state_dict[name] for name in ("seed", "canonicalize", "lengths")}
         self.posterior, self.sampler = state_dict["posterior"], replace(self.sampler, **kept)
         self._fitted = FiberFit.from_state(state_dict, mean)
         ggn = state_dict["ggn"]
@@ -282,7 +283,7 @@ backend, backend_kwargs, asdl_fisher_kwargs
         self.report = None
 
     def _identity(self) -> dict[str, Any]:
-        return {**super()._identity(), "position": repr(self.position)}
+        return {**super()._identity(), "position": repr(self._asked_position)}
 
     def _subspace_curvature(self) -> SubspaceCurvature:
         per_output = self.sigma_noise.ndim > 0

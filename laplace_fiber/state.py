@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-STATE_VERSION = 2
+STATE_VERSION = 3
 
 STATE_SETTINGS = ("prior_precision", "prior_mean", "sigma_noise", "temperature", "loss", "n_data", "n_outputs")
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from jaxtyping import Float
@@ -23,7 +23,7 @@ from laplace_fiber.draws import normal
 from laplace_fiber.evidence import EvidenceChoice, maximise_evidence
 from laplace_fiber.geometry.canonical import canonicalize
 from laplace_fiber.log_joint import LogJoint
-from laplace_fiber.refinement import Refinement, RefineToLevel, RefineToTypicalSet
+from laplace_fiber.refinement import Refinement, RefineToLevel
 from laplace_fiber.shown import with_changes
 from laplace_fiber.stochastic import StochasticRefinement
 from laplace_fiber.subspace import BasisStorage, Subspace
@@ -95,6 +95,11 @@ class Trajectories:
     def states(self) -> Float[Tensor, "n t p"]:
         """θ of every particle and step; n · (T + 1) · p numbers, for small networks."""
         return self.subspace.to_weights(self.coordinates.flatten(0, 1)).unflatten(0, self.coordinates.shape[:2])
+
+    def cost(self) -> dict[str, float]:
+        """Gradient evaluations of all particles together, and the share of steps that were taken back."""
+        evaluations = self.gradient_evaluations * len(self.coordinates)
+        return {"gradient_evaluations": evaluations, "rejected_share": self.rejected_share}
 
 
 @dataclass(frozen=True)
@@ -201,9 +206,14 @@ class TrajectorySampler:
             raise ValueError(f"autocast: expected torch.bfloat16, torch.float16 or None, got {self.autocast}.")
 
     @property
+    def among_batches(self) -> bool:
+        """Whether each step has a batch of its own: the walk is then at low loss at its states, not between them."""
+        return isinstance(self.refinement, StochasticRefinement)
+
+    @property
     def data_batch(self) -> BatchChoice:
         """``batch``, with the answer to ``"auto"`` where the refinement gives it."""
-        return "loader" if self.batch == "auto" and isinstance(self.refinement, StochasticRefinement) else self.batch
+        return "loader" if self.batch == "auto" and self.among_batches else self.batch
 
     def start(self, network: NetworkFunction) -> Float[Tensor, " p"]:
         """Where a posterior over the network starts its walk: the model's weights, scaled if ``canonicalize`` is set.
@@ -255,37 +265,3 @@ class TrajectorySampler:
             joint = chosen.applied_to(joint)
         walk = Walk(self, joint, origin, data, near)
         return Trajectories(**walk.run(progress_bar), evidence=chosen)
-
-
-def typical_set_walk(**settings: Any) -> TrajectorySampler:
-    """The walk whose settings follow from the posterior: it ends in the typical set of exp(−J).
-
-    Trajectories have lengths of the prior, are refined to the losses that the effective number of parameters implies,
-    and end with a few Hamiltonian moves. ``settings`` override those of this preset.
-    """
-    preset: dict[str, Any] = {
-        "n_particles": 128,
-        "n_steps": 10,
-        "lengths": "prior",
-        "refinement": RefineToTypicalSet(),
-        "descent": "quasi-newton",
-        "thermal": Thermalisation(),
-    }
-    return TrajectorySampler(**preset | settings)
-
-
-def stochastic_walk(**settings: Any) -> TrajectorySampler:
-    """The walk for data that come in batches, and for networks that are trained so: eight drifts, each followed by some
-    epochs of Adam.
-
-    Samples lie at the trajectories' ends, whose lengths are half those of the prior: from further away so few steps do
-    not come back to low loss. ``settings`` override those of this preset.
-    """
-    preset: dict[str, Any] = {
-        "n_particles": 10,
-        "n_steps": 8,
-        "radius_share": 0.5,
-        "lengths": "prior",
-        "refinement": StochasticRefinement(),
-    }
-    return TrajectorySampler(**preset | settings)

@@ -342,7 +342,7 @@ def test_states_that_do_not_fit_are_refused(classification, regression):
             la.load_state_dict(state)
         with pytest.raises(RuntimeError, match="has not been fitted"):
             la.sample(1)
-    with pytest.raises(ValueError, match="expected version 2, got 99"):
+    with pytest.raises(ValueError, match="expected version 3, got 99"):
         FiberLaplace(copy.deepcopy(classification[0].model), "classification").load_state_dict({**state, "version": 99})
 
 

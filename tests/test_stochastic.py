@@ -7,13 +7,14 @@ import pytest
 import torch
 from problems import FAST, classifier, joint_of
 from torch import nn
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, TensorDataset
 
 from laplace_fiber import (
     EndPosition,
     FiberLaplace,
     StochasticRefinement,
     TrajectorySampler,
+    UniformPosition,
     comparison,
     stochastic_walk,
 )
@@ -82,10 +83,29 @@ def test_a_higher_prior_precision_takes_samples_from_earlier_states():
     for precision, state in [(1.0, 4), (1.2, 4), (2.0, 3), (4.0, 2), (1e6, 1)]:  # shares 1, 0.91, 0.71, 0.5 and none
         la.prior_precision = precision
         torch.testing.assert_close(la.sample(3).sort(0).values, states[:, state].sort(0).values)
-    loaded = FiberLaplace(model, "classification", posterior="states", position=EndPosition())
+    loaded = FiberLaplace(model, "classification", posterior="states")
     loaded.load_state_dict(la.state_dict())
     loaded.prior_precision = 1.2
     torch.testing.assert_close(loaded.sample(3).sort(0).values, states[:, 4].sort(0).values)
+
+
+def test_a_posterior_without_a_walk_of_its_own_takes_this_one_beyond_the_full_batch(monkeypatch):
+    monkeypatch.setattr("laplace_fiber.data.FULL_BATCH_LIMIT", 30)
+    model, data = classifier()
+    few = DataLoader(TensorDataset(*data.dataset[:30]), batch_size=10)
+    la = FiberLaplace(model, "classification", autoencoder=FAST)
+    assert la.position == UniformPosition()
+    for loader, walk, position in [(data, stochastic_walk(), EndPosition()), (few, TrajectorySampler(), None)]:
+        la.fit(loader)
+        assert (la.sampler, la.position) == (walk, position or UniformPosition())
+        assert la.fitted.low_at_states_only == (position is not None)
+        loaded = FiberLaplace(model, "classification")
+        loaded.load_state_dict(la.state_dict())
+        assert loaded.position == la.position
+        torch.testing.assert_close(loaded.sample(5), la.sample(5))
+    given = FiberLaplace(model, "classification", sampler=TrajectorySampler(3, 2), autoencoder=FAST)
+    given.fit(data)
+    assert given.sampler == TrajectorySampler(3, 2)
 
 
 def test_steps_and_learning_rate_follow_data_and_weights():

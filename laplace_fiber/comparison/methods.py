@@ -24,7 +24,7 @@ from laplace_fiber.comparison.fits import (
 )
 from laplace_fiber.comparison.task import Task
 from laplace_fiber.curvature import low_rank_laplace
-from laplace_fiber.trajectories import stochastic_walk, typical_set_walk
+from laplace_fiber.presets import stochastic_walk, typical_set_walk
 
 TEMPERATURE = "+temperature"
 

@@ -1,0 +1,50 @@
+"""Walks for a purpose: settings of the trajectory sampler that belong together."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from laplace_fiber.data import TrainingData
+from laplace_fiber.refinement import RefineToTypicalSet
+from laplace_fiber.stochastic import StochasticRefinement
+from laplace_fiber.thermal import Thermalisation
+from laplace_fiber.trajectories import TrajectorySampler
+
+
+def automatic_walk(data: TrainingData) -> TrajectorySampler:
+    """The walk of a posterior that was given none: the plain one where a step sees all data, else among batches."""
+    return TrajectorySampler() if data.full else stochastic_walk()
+
+
+def typical_set_walk(**settings: Any) -> TrajectorySampler:
+    """The walk whose settings follow from the posterior: it ends in the typical set of exp(−J).
+
+    Trajectories have lengths of the prior, are refined to the losses that the effective number of parameters implies,
+    and end with a few Hamiltonian moves. ``settings`` override those of this preset.
+    """
+    preset: dict[str, Any] = {
+        "n_particles": 128,
+        "n_steps": 10,
+        "lengths": "prior",
+        "refinement": RefineToTypicalSet(),
+        "descent": "quasi-newton",
+        "thermal": Thermalisation(),
+    }
+    return TrajectorySampler(**preset | settings)
+
+
+def stochastic_walk(**settings: Any) -> TrajectorySampler:
+    """The walk for data that come in batches, and for networks that are trained so: eight drifts, each followed by some
+    epochs of Adam.
+
+    Samples lie at the trajectories' ends, whose lengths are half those of the prior: from further away so few steps do
+    not come back to low loss. ``settings`` override those of this preset.
+    """
+    preset: dict[str, Any] = {
+        "n_particles": 10,
+        "n_steps": 8,
+        "radius_share": 0.5,
+        "lengths": "prior",
+        "refinement": StochasticRefinement(),
+    }
+    return TrajectorySampler(**preset | settings)
