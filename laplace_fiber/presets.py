@@ -34,16 +34,18 @@ def typical_set_walk(**settings: Any) -> TrajectorySampler:
 
 
 def stochastic_walk(**settings: Any) -> TrajectorySampler:
-    """The walk for data that come in batches, and for networks that are trained so: eight drifts, each followed by some
-    epochs of Adam.
+    """The walk for data that come in batches, and for networks that are trained so: one far drift, then some epochs of
+    Adam.
 
-    Samples lie at the trajectories' ends, whose lengths are half those of the prior: from further away so few steps do
-    not come back to low loss. ``settings`` override those of this preset.
+    Samples lie where these end. Drifts have half the lengths of the prior, or that of the trained weights, whichever is
+    less: from further away so few steps do not come back to low loss. More particles are better, in proportion to their
+    cost. ``settings`` override those of this preset.
     """
     preset: dict[str, Any] = {
-        "n_particles": 10,
-        "n_steps": 8,
+        "n_particles": 4,
+        "n_steps": 1,
         "radius_share": 0.5,
+        "norm_share": 1.0,
         "lengths": "prior",
         "refinement": StochasticRefinement(),
     }

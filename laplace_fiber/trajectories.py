@@ -113,10 +113,11 @@ class TrajectorySampler:
     n_steps
         Number of drifts per trajectory (the paper's T).
     reach
-        Total drift length α·T. ``None`` takes ``radius_share`` of the prior's radius √(Σ 1/τ): with all of it, the free
-        spread follows the prior.
-    radius_share
-        Positive; of no matter where ``reach`` is given.
+        Total drift length α·T. ``None`` takes ``radius_share`` of the prior's radius √(Σ 1/τ), but at most
+        ``norm_share`` times the length of the trained weights: with all of the radius, the free spread follows the
+        prior.
+    radius_share, norm_share
+        Of no matter where ``reach`` is given; ``norm_share=None`` sets no bound.
     lengths
         ``"fixed"``: all trajectories have the length ``reach``. ``"prior"``: each has that of its own draw from the
         prior, ``reach`` in the root mean square, so that their ends lie as the prior has them.
@@ -170,6 +171,7 @@ class TrajectorySampler:
     n_steps: int = 40
     reach: float | None = None
     radius_share: float = 1.0
+    norm_share: float | None = None
     lengths: Literal["fixed", "prior"] = "fixed"
     refinement: Refinement | StochasticRefinement = field(default_factory=RefineToLevel)
     thermal: Thermalisation | None = None
@@ -192,7 +194,7 @@ class TrajectorySampler:
         for name, minimum in (("n_particles", 1), ("n_steps", 1)):
             if getattr(self, name) < minimum:
                 raise ValueError(f"{name}: expected at least {minimum}, got {getattr(self, name)}.")
-        for name in ("reach", "radius_share", "step_size", "chunk_size"):
+        for name in ("reach", "radius_share", "norm_share", "step_size", "chunk_size"):
             value = getattr(self, name)
             if value is not None and not (value > 0 and math.isfinite(value)):
                 raise ValueError(f"{name}: expected a positive number or None, got {value}.")
@@ -214,6 +216,14 @@ class TrajectorySampler:
     def data_batch(self) -> BatchChoice:
         """``batch``, with the answer to ``"auto"`` where the refinement gives it."""
         return "loader" if self.batch == "auto" and self.among_batches else self.batch
+
+    def length(self, prior_precision: Float[Tensor, " p"], origin: Float[Tensor, " p"]) -> float:
+        """Total drift length from ``origin`` under this prior."""
+        if self.reach is not None:
+            return self.reach
+        radius = self.radius_share * float((1 / prior_precision).sum().sqrt())
+        norm = float(origin.norm())
+        return radius if self.norm_share is None or norm == 0 else min(radius, self.norm_share * norm)
 
     def start(self, network: NetworkFunction) -> Float[Tensor, " p"]:
         """Where a posterior over the network starts its walk: the model's weights, scaled if ``canonicalize`` is set.

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import time
-import warnings
 from collections.abc import Iterator
 from dataclasses import astuple, fields
 from typing import TYPE_CHECKING, Any
@@ -28,7 +27,7 @@ from laplace_fiber.stochastic import StochasticDescent, StochasticRefinement
 from laplace_fiber.subspace import StreamingBasis
 from laplace_fiber.trace import TraceNotes
 from laplace_fiber.typical_set import Arrival, TypicalSet
-from laplace_fiber.walk_ends import settle, thermalise
+from laplace_fiber.walk_ends import exact_moves, settle, thermalise
 
 if TYPE_CHECKING:
     from laplace_fiber.trajectories import TrajectorySampler
@@ -41,6 +40,9 @@ WORTH_COMPILING = 600.0
 
 IMMATERIAL = ("chunk_size", "compile", "basis", "checkpoint", "distributed")
 """Settings that change no result beyond rounding: a checkpoint may be resumed under others."""
+
+COLUMNS = ("theta", "value", "eta", "lost_at")
+"""What a checkpoint holds of each particle."""
 
 
 class Walk:
@@ -68,7 +70,7 @@ class Walk:
         self.ranks = Ranks(settings.distributed)
         self.own = self.ranks.rows(settings.n_particles)
         precision = joint.prior_precision.expand(origin.numel())
-        self.reach = settings.reach or settings.radius_share * float((1 / precision).sum().sqrt())
+        self.reach = settings.length(precision, origin)
         data.restart()
         batch = data.next_batch()
         value, self.gradient = checked_start(joint, origin, batch)
@@ -92,12 +94,7 @@ class Walk:
         self.descent = self._descent()
         self.acceptance = math.nan
         self.settled: tuple[float, float] | None = None
-        if settings.thermal and not data.full:
-            warnings.warn(
-                "thermal: expected batch='full', got batches of a loader, whose gradients are not exact; the walk's "
-                "ends are left as they are. Set thermal=None, or batch='full'.",
-                stacklevel=2,
-            )
+        self.thermal = exact_moves(settings.thermal, data)
         self.normal = origin.new_tensor([float(normal(1, settings.seed, i, LEVELS)) for i in range(n)[self.own]])
         self.typical: TypicalSet | None = None
         if isinstance(settings.refinement, RefineToTypicalSet):
@@ -108,7 +105,7 @@ class Walk:
             "weights": on_same_terms(origin),
             "prior_precision": on_same_terms(joint.prior_precision),
             "loss": f"{float(value):.5g}",
-            "version": 2,  # of saved walks
+            "version": 3,  # of saved walks
         }
         self.ranks.check_same(**self.identity)
         self.group = settings.chunk_size or joint.chunk_size or 0
@@ -119,7 +116,7 @@ class Walk:
     def run(self, progress_bar: bool) -> dict[str, Any]:
         """Walk to the end; the fields of :class:`~laplace_fiber.trajectories.Trajectories`."""
         n_steps, started, hidden = self.settings.n_steps, time.monotonic(), not (progress_bar and self.ranks.first)
-        thermal = self.settings.thermal if self.data.full else None
+        thermal = self.thermal
         total = n_steps + (thermal.n_trajectories if thermal else 0)
         with tqdm(total=total, initial=self.t, desc="walk", disable=hidden, leave=None) as bar:
             while self.t < n_steps:
@@ -145,8 +142,8 @@ class Walk:
     def _descent(self) -> Descent | StochasticDescent:
         refinement = self.settings.refinement
         if isinstance(refinement, StochasticRefinement):
-            steps, rate = refinement.n_steps(self.data), refinement.rate_for(self.origin)
-            return StochasticDescent(self.joint, self.recorder, steps, rate)
+            steps, rates = refinement.n_steps(self.data), refinement.rates_for(self.origin)
+            return StochasticDescent(self.joint, self.recorder, steps, rates)
         return Descent(self.joint, refinement, self.settings.descent, self.recorder)
 
     def _drift(self) -> None:
@@ -165,6 +162,8 @@ class Walk:
             self.lost_at[rows[~new.finite]] = self.t
 
     def _drift_among_batches(self, descent: StochasticDescent) -> None:
+        if self.t == 1:
+            self._try_out(descent)
         before = self.theta.clone()
         for rows in self.alive():
             self.theta[rows] += self.drift[rows]
@@ -174,6 +173,20 @@ class Walk:
                 self.lost_at[rows[~descent.look(rows, self.theta, self.value, batch)]] = self.t
         lost = self.lost_at <= self.settings.n_steps
         self.theta[lost] = before[lost]
+
+    def _try_out(self, descent: StochasticDescent) -> None:
+        """Find learning rate and length of the drifts by the first particle, on the first process."""
+        found = self.origin.new_zeros(2)
+        if self.ranks.first:
+            found += found.new_tensor(descent.try_out(self.origin, self.drift[0], self.data.next_batch, self.group))
+        self.ranks.share_first([found])
+        descent.rate, share = found.tolist()
+        self._shorten(share)
+        self.eta.fill_(descent.rate)
+        self.data.restart()
+
+    def _shorten(self, share: float) -> None:
+        self.drift, self.reach = self.drift.mul_(share), self.reach * share
 
     def alive(self) -> Iterator[Tensor]:
         """Groups of the particles that are not lost."""
@@ -206,9 +219,8 @@ class Walk:
         checkpoint, n = self.settings.checkpoint, self.settings.n_particles
         if checkpoint is None or (self.t % checkpoint.every and self.t < self.settings.n_steps):
             return
-        columns = {name: self.ranks.gather(getattr(self, name), n) for name in ("theta", "value", "eta", "lost_at")}
         state = {
-            **columns,
+            **{name: self.ranks.gather(getattr(self, name), n) for name in COLUMNS},
             "walk": self.identity,
             "t": self.t,
             "group": self.group,
@@ -217,6 +229,7 @@ class Walk:
             "trace": self.trace.to_state(),
             "acceptance": self.acceptance,
             "settled": self.settled,
+            "reach": self.reach,
             "counts": list(astuple(self._counts())),
             "calls": list(self.recorder.calls.items()),
         }
@@ -230,12 +243,15 @@ class Walk:
         self.ranks.check_same(resumed_at=state["t"] if state else 0)
         if state is None:
             return
-        for name in ("theta", "value", "eta", "lost_at"):
+        for name in COLUMNS:
             getattr(self, name).copy_(state[name][self.own])
         self.t, self.coordinates = state["t"], state["coordinates"]
         self.trace.restore(state["trace"])
         self.group, self.acceptance, self.settled = state["group"], state["acceptance"], state["settled"]
         self.recorder.calls = dict(state["calls"])
+        if isinstance(self.descent, StochasticDescent):
+            self.descent.rate = float(state["eta"][0])
+            self._shorten(state["reach"] / self.reach)
         if self.ranks.first:
             self.descent.counts = Counts(*state["counts"])
         self.data.skip_to(*state["position"])
@@ -255,7 +271,7 @@ class Walk:
             return None
         alive = self.theta[self.lost_at > self.settings.n_steps]
         total, count = self.ranks.sum(float((alive - self.typical.centre).norm(dim=1).sum()), len(alive))
-        error, moved = self.settled[1] if self.settled else 0.0, self.settings.thermal is not None and self.data.full
+        error, moved = self.settled[1] if self.settled else 0.0, self.thermal is not None
         return self.typical.arrival(self.joint, excess, error, total / max(count, 1), moved)
 
     def _counts(self) -> Counts:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+import warnings
 from typing import TYPE_CHECKING, Any
 
 import torch
 from tqdm import tqdm
 
+from laplace_fiber.data import TrainingData
 from laplace_fiber.draws import normal
 from laplace_fiber.refinement import RefineToTypicalSet
 from laplace_fiber.settling import Settling
@@ -15,6 +17,17 @@ from laplace_fiber.thermal import Heat, Thermalisation
 
 if TYPE_CHECKING:
     from laplace_fiber.walk import Walk
+
+
+def exact_moves(thermal: Thermalisation | None, data: TrainingData) -> Thermalisation | None:
+    """The Hamiltonian moves that a walk on these data can end with; says so where it cannot."""
+    if thermal and not data.full:
+        warnings.warn(
+            "thermal: expected batch='full', got batches of a loader, whose gradients are not exact; the walk's ends "
+            "are left as they are. Set thermal=None, or batch='full'.",
+            stacklevel=3,
+        )
+    return thermal if data.full else None
 
 
 def thermalise(walk: Walk, thermal: Thermalisation, bar: tqdm[Any]) -> float:
