@@ -44,9 +44,9 @@ fraction of the time. The evidence of a Gaussian posterior, 4661, is no guide he
 
 
 STOCHASTIC_PRECISIONS = (3.0, 1.0, 10.0)
-"""Prior precisions for stochastic walks. On MNIST (seed 0, 16 particles, 4 drifts) the averaged validation NLL is 0.111
-for 3, where the trained network has 0.166. That the walk has half the prior's radius matters more: with all of it, the
-loss is 0.154 for 3 and 0.127 for 10. With 8 drifts, 8 particles reach 0.105, 16 particles 0.104."""
+"""Prior precisions for stochastic walks. With eight particles, 26 epochs and a tenth of the weights' size as learning rate
+the averaged validation NLL (seed 0) is 0.090 for 3 and 0.111 for 10 on MNIST, whose network has 0.166, and 0.448 and 0.475
+on FashionMNIST (0.520)."""
 
 
 def image_method(name: str, model: nn.Module) -> comparison.Method:

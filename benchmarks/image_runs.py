@@ -57,6 +57,7 @@ AFFORDABLE_OVER_ALL_WEIGHTS = (
     "multiswag",
     "mc_dropout",
     "fiber",
+    "fiber_stochastic",
     "fiber+temperature",
 )
 QUICK_SHAPES = {"cifar10-small": (3, 32, 32), "cifar10": (3, 32, 32)}
