@@ -10,26 +10,26 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from laplace_fiber.curvature import SubspaceCurvature, subspace_ggn
+from laplace_fiber.curvature import SubspaceCurvature
 from laplace_fiber.data import BatchChoice, TrainingData
 from laplace_fiber.distributed import Ranks
-from laplace_fiber.effective_dimension import PROBES, EffectiveDimension
-from laplace_fiber.fiber_fit import FiberFit
+from laplace_fiber.fiber_fit import Drawn, FiberFit
 from laplace_fiber.fit_report import FitReport, report_on
 from laplace_fiber.latent import LatentAutoencoder
 from laplace_fiber.log_joint import LogJoint
 from laplace_fiber.memory import available_bytes
 from laplace_fiber.paths import FORMS, EndPosition, PositionLaw, PosteriorForm, UniformPosition
-from laplace_fiber.posterior import SampledPosterior
 from laplace_fiber.presets import automatic_walk
+from laplace_fiber.subspace import Subspace
+from laplace_fiber.subspace_evidence import SubspaceEvidence
 from laplace_fiber.trajectories import TrajectorySampler
-from laplace_fiber.weights import Subset
+from laplace_fiber.weights import Inputs, Subset
 
 KEPT_BYTES = 2**30
 """The last samples drawn without a generator are kept up to this size, and up to an eighth of the free memory."""
 
 
-class FiberLaplace(SampledPosterior):
+class FiberLaplace(SubspaceEvidence):
     """A posterior that follows the curved set of low-loss weights through the trained network.
 
     Particles walk away from the trained weights and are refined back to low loss; an autoencoder straightens their
@@ -95,7 +95,6 @@ backend, backend_kwargs, asdl_fisher_kwargs
         self.posterior = posterior
         self.report: FitReport | None = None
         self._fitted: FiberFit | None = None
-        self._curvature: SubspaceCurvature | None = None
 
     @property
     def posterior(self) -> PosteriorForm:
@@ -157,6 +156,10 @@ backend, backend_kwargs, asdl_fisher_kwargs
             raise RuntimeError("FiberLaplace has a mean but no fit: call fit(train_loader).")
         return self._fitted
 
+    @property
+    def _subspace(self) -> Subspace:
+        return self.fitted.subspace
+
     def _forget_fit(self) -> None:
         self.mean = self._fitted = self.report = None
 
@@ -178,21 +181,34 @@ backend, backend_kwargs, asdl_fisher_kwargs
 
         Samples drawn without a generator are kept, if they are small enough, until others are asked for.
         """
+        yield from self._drawn(n_samples, generator).samples(size)
+
+    def _drawn(self, n_samples: int, generator: torch.Generator | None) -> Drawn:
+        """What is drawn, and without a generator its weights, if they are small enough to be kept."""
         repeats = generator is None
         generator = self._generator(generator, n_samples, self.sampler.seed)
         fitted, share = self.fitted, self.walk_share
         self._say_changed(fitted.changes(self.sigma_noise.detach(), self.temperature))
         asked = (n_samples, self.posterior, repr(self.position), share, self.sampler.seed)
-        kept = self._kept[1] if repeats and self._kept is not None and self._kept[0] == asked else None
-        if kept is None:
-            space, coordinates = fitted.draw_in_space(self.posterior, self.position, share, n_samples, generator)
-            size_kept = n_samples * self.n_params * self._dtype.itemsize
-            if not repeats or size_kept > min(KEPT_BYTES, available_bytes(self._device) // 8):
-                yield from space.weight_groups(coordinates, size)
-                return
-            kept = space.to_weights(coordinates)
-            self._kept = asked, kept
-        yield from kept.clone().split(size)
+        if repeats and self._kept is not None and self._kept[0] == asked:
+            kept: Drawn = self._kept[1]
+            return kept
+        drawn = fitted.draw_in_space(self.posterior, self.position, share, n_samples, generator)
+        size = len(drawn.coordinates) * self.n_params * self._dtype.itemsize
+        if repeats and size <= min(KEPT_BYTES, available_bytes(self._device) // 8):
+            drawn = drawn.decoded()
+            self._kept = asked, drawn
+        return drawn
+
+    def _network_functions(
+        self, inputs: Inputs, n_samples: int, generator: torch.Generator | None, **model_kwargs: Any
+    ) -> Float[Tensor, "s b *c"]:
+        """Each weight vector is run once, however often it was drawn: those at trajectories' ends are few."""
+        drawn = self._drawn(n_samples, generator)
+        n = len(drawn.coordinates)
+        size = min(n, self.chunk_size or self._prediction_group(inputs, n, **model_kwargs))
+        outputs = self._outputs(drawn.weights(size), inputs, **model_kwargs)
+        return outputs if n == n_samples else outputs[drawn.of_sample.to(outputs.device)]
 
     def spread_factor(self) -> Float[Tensor, "k p"]:
         """L with Lᵀ L the posterior's second moment of the weights about the MAP, exact up to quadrature in s."""
@@ -223,32 +239,6 @@ backend, backend_kwargs, asdl_fisher_kwargs
         """The grid's values above the one at fit (by prior radius): a lower one needs a new, longer walk."""
         walked = (1 / self.fitted.prior_precision.double()).sum()
         return grid[grid > float(self.n_params / walked)]
-
-    def log_marginal_likelihood(
-        self, prior_precision: Tensor | None = None, sigma_noise: Tensor | None = None
-    ) -> Float[Tensor, ""]:
-        """Laplace's evidence restricted to the subspace of the walk.
-
-        log p(D | θ_MAP) − ½ (θ_MAP − μ₀)ᵀ diag(τ) (θ_MAP − μ₀) − ½ log det(I + H V G Vᵀ / τ), with V the subspace and G
-        the Gauss-Newton matrix at the MAP. Differentiable in both arguments, which are stored when given. The first
-        call after a fit passes once over the training data for each of the subspace's dimensions.
-        """
-        self._require_mean()
-        if prior_precision is not None:
-            self.prior_precision = prior_precision
-        if sigma_noise is not None:
-            self.check_noise_applies(sigma_noise)
-            self.sigma_noise = sigma_noise
-        ratio = self._subspace_curvature().log_determinant_ratio(self.prior_precision_diag, self._H_factor.reshape(-1))
-        evidence: Tensor = self.log_likelihood - 0.5 * self.scatter - 0.5 * ratio.to(self._require_mean())
-        return evidence
-
-    def effective_dimension(self, rank: int | None = None, probes: int = PROBES) -> EffectiveDimension:
-        """As for every posterior, with the number for the posterior in the walk's subspace alone (``in_subspace``)."""
-        result = super().effective_dimension(rank, probes)
-        curvature = self._subspace_curvature()
-        inside = curvature.effective_dimension(self.prior_precision_diag, self._H_factor.reshape(-1))
-        return replace(result, in_subspace=float(inside), subspace_rank=len(curvature.basis))
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that predictions need, as tensors, numbers, strings and lists of them.
@@ -284,16 +274,3 @@ backend, backend_kwargs, asdl_fisher_kwargs
 
     def _identity(self) -> dict[str, Any]:
         return {**super()._identity(), "position": repr(self._asked_position)}
-
-    def _subspace_curvature(self) -> SubspaceCurvature:
-        per_output = self.sigma_noise.ndim > 0
-        if self._curvature is None or (per_output and len(self._curvature.ggn) == 1):
-            if self._data is None:
-                raise RuntimeError(
-                    "log_marginal_likelihood: expected the training data of a fit, got a loaded state without the "
-                    "curvature; call it once before state_dict(), or fit again."
-                )
-            theta, basis = self._require_mean(), self.fitted.subspace.basis
-            ggn = subspace_ggn(self.network, theta, basis, self._data.epoch(), self._loss_likelihood, per_output)
-            self._curvature = SubspaceCurvature(ggn, basis)
-        return self._curvature

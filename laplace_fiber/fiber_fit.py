@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from functools import cached_property
 from typing import Any
@@ -24,6 +25,38 @@ JOINED_BYTES = 2**26
 
 JOINED_COST = 0.75
 """… where products with it take at most this share of the products with both."""
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """Weight samples that may still have to be decoded.
+
+    Attributes
+    ----------
+    space, coordinates
+        The different weight vectors among them: points of a space. A space of no dimensions has their weights.
+    of_sample
+        Which of them each sample is.
+    """
+
+    space: Subspace | None
+    coordinates: Float[Tensor, "d _"]
+    of_sample: Int[Tensor, " s"]
+
+    def decoded(self) -> Drawn:
+        """The same with weights."""
+        return self if self.space is None else Drawn(None, self.space.to_weights(self.coordinates), self.of_sample)
+
+    def weights(self, size: int) -> Iterator[Float[Tensor, "g p"]]:
+        """The different weight vectors, ``size`` at a time."""
+        yield from self._groups(self.coordinates, size)
+
+    def samples(self, size: int) -> Iterator[Float[Tensor, "g p"]]:
+        """Copies of all samples, ``size`` at a time."""
+        yield from self._groups(self.coordinates[self.of_sample], size)
+
+    def _groups(self, rows: Float[Tensor, "k _"], size: int) -> Iterator[Float[Tensor, "g p"]]:
+        return iter(rows.split(size)) if self.space is None else self.space.weight_groups(rows, size)
 
 
 @dataclass(frozen=True)
@@ -106,12 +139,19 @@ class FiberFit:
 
     def draw_in_space(
         self, form: PosteriorForm, law: PositionLaw, upto: float, n_samples: int, generator: torch.Generator
-    ) -> tuple[Subspace, Float[Tensor, "s _"]]:
+    ) -> Drawn:
         """:meth:`draw` with the space that the coordinates belong to: the one that is fastest to decode from."""
+        every = torch.arange(n_samples, device=self.states.device)
+        if form == "gaussian":
+            return Drawn(self.subspace, self._draw_gaussian(law, upto, n_samples, generator), every)
+        trajectory, s = self._positions(law, upto, n_samples, generator)
+        if bool((s == s[0]).all()):  # of each trajectory only one point
+            trajectory, every = trajectory.unique(return_inverse=True)
+            s = s[: len(trajectory)]
         space = self.decoded_space if form == "latent" else None
         if space is None:
-            return self.subspace, self.draw(form, law, upto, n_samples, generator)
-        return space, self.lines.features(*self._positions(law, upto, n_samples, generator))
+            return Drawn(self.subspace, self._curves(form).coordinates(trajectory, s), every)
+        return Drawn(space, self.lines.features(trajectory, s), every)
 
     def _positions(
         self, law: PositionLaw, upto: float, n_samples: int, generator: torch.Generator

@@ -127,7 +127,7 @@ backend, backend_kwargs, asdl_fisher_kwargs
         self._together: dict[tuple[Any, ...], int | None] = {}
         self._asked: set[tuple[Any, ...]] = set()
         self._recorder = Recorder(after=RECORD_AFTER)
-        self._kept: tuple[tuple[Any, ...], Float[Tensor, "s p"]] | None = None
+        self._kept: tuple[tuple[Any, ...], Any] | None = None
         self._notices = Notices()
 
     def __getstate__(self) -> dict[str, Any]:

@@ -112,6 +112,27 @@ def test_a_posterior_without_a_walk_of_its_own_takes_this_one_beyond_the_full_ba
     assert given.sampler == TrajectorySampler(3, 2)
 
 
+@pytest.mark.parametrize("form", ["latent", "states"])
+def test_weights_that_are_drawn_often_are_run_once(form, monkeypatch):
+    model, data = classifier()
+    la = FiberLaplace(model, "classification", sampler=stochastic_walk(), posterior=form, autoencoder=FAST)
+    la.fit(data)
+    run = []
+    outputs = type(la)._outputs
+    monkeypatch.setattr(
+        type(la),
+        "_outputs",
+        lambda self, groups, *args: outputs(self, (run.append(len(g)) or g for g in groups), *args),
+    )
+    x, generator = data.dataset.tensors[0], torch.Generator
+    for source in (lambda: None, lambda: generator().manual_seed(3)):
+        expected = la.network.many(la.sample(50, source()), x)
+        torch.testing.assert_close(la.functional_samples(x, n_samples=50, generator=source()), expected)
+        assert sum(run) == 4
+        run.clear()
+    assert len(la.sample(50).unique(dim=0)) == 4
+
+
 def test_steps_and_learning_rate_follow_data_and_weights():
     model, data = classifier()
     rule = StochasticRefinement(epochs=2.0, min_steps=4)

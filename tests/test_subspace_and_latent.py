@@ -266,7 +266,8 @@ def test_identity_and_joined_decoding_change_rounding_only(form):
         one = replace(fit, subspace=Subspace(origin, basis))
         assert (one.decoded_space is not None) == joined
         draw = [form, UniformPosition(), 0.7, 20]
-        space, coordinates = one.draw_in_space(*draw, torch.Generator().manual_seed(1))
+        drawn = one.draw_in_space(*draw, torch.Generator().manual_seed(1))
+        space, coordinates = drawn.space, drawn.coordinates
         expected = origin + one.draw(*draw, torch.Generator().manual_seed(1)) @ basis
         torch.testing.assert_close(space.to_weights(coordinates), expected, rtol=0, atol=1e-10)
         torch.testing.assert_close(torch.cat(list(space.weight_groups(coordinates, 3))), expected, rtol=0, atol=1e-10)
