@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from laplace_fiber.curvature import SubspaceCurvature
 from laplace_fiber.data import BatchChoice, TrainingData
 from laplace_fiber.distributed import Ranks
-from laplace_fiber.fiber_fit import Drawn, FiberFit
+from laplace_fiber.fiber_fit import REACH_TOLERANCE, Drawn, FiberFit
 from laplace_fiber.fit_report import FitReport, report_on
 from laplace_fiber.latent import LatentAutoencoder
 from laplace_fiber.log_joint import LogJoint
@@ -223,6 +223,11 @@ backend, backend_kwargs, asdl_fisher_kwargs
             self._notices.say(
                 f"prior_precision is below its value at fit: it asks for {missing:.2f} times the walk's reach. "
                 "The walk is used as far as it goes; fit again with this prior_precision for the wider posterior."
+            )
+        if fitted.low_at_states_only and fitted.relative_radius(self.prior_precision_diag) < 1 / (1 + REACH_TOLERANCE):
+            self._notices.say(
+                "prior_precision is above its value at fit, for which the walk's states were refined: samples come "
+                f"from the nearest of {fitted.states.shape[1] - 1}; fit again with this prior_precision."
             )
         return fitted.share_for(self.prior_precision_diag)
 

@@ -111,9 +111,13 @@ class FiberFit:
 
         That of the nearest state, the first drift's or a later one, where only states are at low loss.
         """
-        radii = [(1 / tau.double()).sum().sqrt() for tau in (prior_precision.detach(), self.prior_precision)]
-        share, n_steps = min(1.0, float(radii[0] / radii[1])), self.states.shape[1] - 1
+        share, n_steps = min(1.0, self.relative_radius(prior_precision)), self.states.shape[1] - 1
         return max(round(share * n_steps), 1) / n_steps if self.low_at_states_only else share
+
+    def relative_radius(self, prior_precision: Float[Tensor, " p"]) -> float:
+        """The radius of another prior over that of the walk's."""
+        radii = [(1 / tau.double()).sum().sqrt() for tau in (prior_precision.detach(), self.prior_precision)]
+        return float(radii[0] / radii[1])
 
     def missing_reach(self, prior_precision: Float[Tensor, " p"]) -> float:
         """How many times wider than the walked one another prior is, where it is widest; 1 if it is nowhere."""

@@ -3,6 +3,7 @@
 import copy
 import itertools
 import math
+import warnings
 
 import pytest
 import torch
@@ -86,7 +87,10 @@ def test_a_higher_prior_precision_takes_samples_from_earlier_states():
     states = la.fitted.subspace.to_weights(la.fitted.states.flatten(0, 1)).unflatten(0, (3, 5))
     for precision, state in [(1.0, 4), (1.2, 4), (2.0, 3), (4.0, 2), (1e6, 1)]:  # shares 1, 0.91, 0.71, 0.5 and none
         la.prior_precision = precision
-        torch.testing.assert_close(la.sample(3).sort(0).values, states[:, state].sort(0).values)
+        with warnings.catch_warnings(record=True) as said:
+            samples = la.sample(3)
+        torch.testing.assert_close(samples.sort(0).values, states[:, state].sort(0).values)
+        assert sum("nearest of 4; fit again" in str(w.message) for w in said) == (precision == 1.2)  # said once
     loaded = FiberLaplace(model, "classification", posterior="states")
     loaded.load_state_dict(la.state_dict())
     loaded.prior_precision = 1.2
