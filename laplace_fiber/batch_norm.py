@@ -24,6 +24,12 @@ def tracking_layers(model: nn.Module) -> dict[str, _BatchNorm]:
     return {name: layer for name, layer in found.items() if layer.running_mean is not None}
 
 
+def moves_batch_norm(network: NetworkFunction) -> bool:
+    """Whether weights of batch-norm layers are among those that move."""
+    layers = tracking_layers(network.model)
+    return any(name.rpartition(".")[0] in layers for name in network.names)
+
+
 def recomputed_statistics(
     network: NetworkFunction, thetas: Float[Tensor, "s p"], batches: Iterable[tuple[Inputs, Tensor]]
 ) -> Buffers:

@@ -37,15 +37,15 @@ def stochastic_walk(**settings: Any) -> TrajectorySampler:
     """The walk for data that come in batches, and for networks that are trained so: one far drift, then some epochs of
     Adam.
 
-    Samples lie where these end. Drifts have half the lengths of the prior, or that of the trained weights, whichever is
-    less: from further away so few steps do not come back to low loss. More particles are better, in proportion to their
-    cost. ``settings`` override those of this preset.
+    Samples lie where these end. Drifts have half the lengths of the prior, but at most five times that of the trained
+    weights: from further away so few steps do not come back to low loss. More particles are better, in proportion to
+    their cost. ``settings`` override those of this preset.
     """
     preset: dict[str, Any] = {
         "n_particles": 4,
         "n_steps": 1,
         "radius_share": 0.5,
-        "norm_share": 1.0,
+        "norm_share": 5.0,
         "lengths": "prior",
         "refinement": StochasticRefinement(),
     }

@@ -14,6 +14,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from laplace_fiber.balance import checked_start
+from laplace_fiber.batch_norm import moves_batch_norm
 from laplace_fiber.data import Batch, TrainingData
 from laplace_fiber.descent import Counts, Descent, Level
 from laplace_fiber.distributed import Ranks, on_same_terms
@@ -70,7 +71,7 @@ class Walk:
         self.ranks = Ranks(settings.distributed)
         self.own = self.ranks.rows(settings.n_particles)
         precision = joint.prior_precision.expand(origin.numel())
-        self.reach = settings.length(precision, origin)
+        self.reach = settings.length(precision, origin, moves_batch_norm(joint.network))
         data.restart()
         batch = data.next_batch()
         value, self.gradient = checked_start(joint, origin, batch)
@@ -163,7 +164,7 @@ class Walk:
 
     def _drift_among_batches(self, descent: StochasticDescent) -> None:
         if self.t == 1:
-            self._try_out(descent)
+            self._find_rate(descent)
         before = self.theta.clone()
         for rows in self.alive():
             self.theta[rows] += self.drift[rows]
@@ -174,19 +175,15 @@ class Walk:
         lost = self.lost_at <= self.settings.n_steps
         self.theta[lost] = before[lost]
 
-    def _try_out(self, descent: StochasticDescent) -> None:
-        """Find learning rate and length of the drifts by the first particle, on the first process."""
-        found = self.origin.new_zeros(2)
+    def _find_rate(self, descent: StochasticDescent) -> None:
+        """By the first particle, on the first process; the data begin again afterwards."""
+        rate = self.origin.new_zeros(())
         if self.ranks.first:
-            found += found.new_tensor(descent.try_out(self.origin, self.drift[0], self.data.next_batch, self.group))
-        self.ranks.share_first([found])
-        descent.rate, share = found.tolist()
-        self._shorten(share)
-        self.eta.fill_(descent.rate)
+            rate += descent.rate_from(self.origin, self.drift[0], self.data.next_batch, self.group)
+        self.ranks.share_first([rate])
+        self.eta.fill_(rate)
+        descent.rate = float(rate)
         self.data.restart()
-
-    def _shorten(self, share: float) -> None:
-        self.drift, self.reach = self.drift.mul_(share), self.reach * share
 
     def alive(self) -> Iterator[Tensor]:
         """Groups of the particles that are not lost."""
@@ -229,7 +226,6 @@ class Walk:
             "trace": self.trace.to_state(),
             "acceptance": self.acceptance,
             "settled": self.settled,
-            "reach": self.reach,
             "counts": list(astuple(self._counts())),
             "calls": list(self.recorder.calls.items()),
         }
@@ -251,7 +247,6 @@ class Walk:
         self.recorder.calls = dict(state["calls"])
         if isinstance(self.descent, StochasticDescent):
             self.descent.rate = float(state["eta"][0])
-            self._shorten(state["reach"] / self.reach)
         if self.ranks.first:
             self.descent.counts = Counts(*state["counts"])
         self.data.skip_to(*state["position"])
