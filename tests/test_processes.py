@@ -14,7 +14,7 @@ import walkers
 from problems import FAST, classifier, joint_of
 from tqdm import tqdm
 
-from laplace_fiber import BasisStorage, Checkpoint, EndPosition, FiberLaplace, TrajectorySampler
+from laplace_fiber import BasisStorage, Checkpoint, FiberLaplace, TrajectorySampler
 from laplace_fiber.distributed import Ranks
 
 SCRIPT = str(Path(walkers.__file__))
@@ -56,11 +56,11 @@ def alone(tmp_path_factory):
     return saved(out)
 
 
-def assert_same_posterior(state: dict, expected: dict, tolerance: float, **options) -> None:
+def assert_same_posterior(state: dict, expected: dict, tolerance: float) -> None:
     """States of the walk and decoded samples agree to ``tolerance`` of the walk's size, whatever the basis."""
     posteriors = []
     for values in (state, expected):
-        la = FiberLaplace(walkers.streamed_classifier()[0], "classification", autoencoder=FAST, **options)
+        la = FiberLaplace(walkers.streamed_classifier()[0], "classification", autoencoder=FAST)
         la.load_state_dict(values)
         posteriors.append(la)
     walks = [la._fitted.subspace.to_weights(la._fitted.states.flatten(0, 1)) for la in posteriors]
@@ -91,7 +91,7 @@ def test_ranks_end_in_the_typical_set_of_one_process(tmp_path):
     finish(start_ranks(3, "walk", str(tmp_path / "state"), "2", "typical"))
     for rank in range(3):
         state, expected = saved(tmp_path / "state", rank), saved(tmp_path / "alone")
-        assert_same_posterior(state, expected, 1e-7, position=EndPosition())
+        assert_same_posterior(state, expected, 1e-7)
 
 
 def test_stochastic_walks_are_shared_and_resumed(tmp_path):
@@ -103,7 +103,7 @@ def test_stochastic_walks_are_shared_and_resumed(tmp_path):
     finish(start_ranks(3, "walk", str(tmp_path / "second"), "2", "stochastic", folder))
     for rank in range(3):
         state, expected = saved(tmp_path / "second", rank), saved(tmp_path / "alone")
-        assert_same_posterior(state, expected, 1e-9, position=EndPosition())
+        assert_same_posterior(state, expected, 1e-9)
 
 
 def test_torchrun(alone, tmp_path):

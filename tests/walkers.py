@@ -42,7 +42,7 @@ def walk(out: str, n_particles: str, *options: str) -> None:
     if "stochastic" in options:
         refinement = StochasticRefinement(epochs=1.0, min_steps=4)
         sampler = stochastic_walk(
-            n_particles=int(n_particles), refinement=refinement, checkpoint=checkpoint, chunk_size=4
+            n_particles=int(n_particles), n_steps=8, refinement=refinement, checkpoint=checkpoint, chunk_size=4
         )
     model, data = streamed_classifier()
     la = FiberLaplace(model, "classification", sampler=sampler, autoencoder=FAST)
