@@ -91,7 +91,7 @@ backend, backend_kwargs, asdl_fisher_kwargs
         self._chooses_walk, self.sampler = sampler is None, sampler or TrajectorySampler()
         super().__init__(model, likelihood, *args, subset=subset, **kwargs)
         self.autoencoder = autoencoder or LatentAutoencoder()
-        self._asked_position = position
+        self.position = position
         self.posterior = posterior
         self.report: FitReport | None = None
         self._fitted: FiberFit | None = None
@@ -119,8 +119,12 @@ backend, backend_kwargs, asdl_fisher_kwargs
 
     @property
     def position(self) -> PositionLaw:
-        """How far along its trajectory a sample lies."""
+        """How far along its trajectory a sample lies; may be set after fit."""
         return self._asked_position or (EndPosition() if self.sampler.lengths == "prior" else UniformPosition())
+
+    @position.setter
+    def position(self, law: PositionLaw | None) -> None:
+        self._asked_position = law
 
     def _trained(self, state: dict[str, Any] | None = None) -> Float[Tensor, " p"]:
         settings = {} if state is None else {"canonicalize": state["canonicalize"]}

@@ -34,7 +34,7 @@ class Drawn:
     Attributes
     ----------
     space, coordinates
-        The different weight vectors among them: points of a space. A space of no dimensions has their weights.
+        The different weight vectors among them, as points of a space; without one they are decoded: weights.
     of_sample
         Which of them each sample is.
     """

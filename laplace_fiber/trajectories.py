@@ -54,7 +54,7 @@ class Trajectories:
         The step t at which a particle's objective was no longer finite (its later states repeat its last good one);
         T + 1 for a particle that arrived.
     step_sizes
-        η of each particle at the end.
+        η of each particle at the end; for :class:`StochasticRefinement` the first learning rate.
     rejected_share
         Share of refinement steps that were taken back.
     gradient_evaluations
