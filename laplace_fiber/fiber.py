@@ -127,7 +127,7 @@ backend, backend_kwargs, asdl_fisher_kwargs
         self._asked_position = law
 
     def _trained(self, state: dict[str, Any] | None = None) -> Float[Tensor, " p"]:
-        settings = {} if state is None else {"canonicalize": state["canonicalize"]}
+        settings = {} if state is None else {"canonicalize": state.get("canonicalize", False)}
         return replace(self.sampler, **settings).start(self.network)
 
     def _fit(self, theta: Float[Tensor, " p"], joint: LogJoint, data: TrainingData, progress_bar: bool) -> None:
