@@ -209,10 +209,8 @@ backend, backend_kwargs, asdl_fisher_kwargs
     ) -> Float[Tensor, "s b *c"]:
         """Each weight vector is run once, however often it was drawn: those at trajectories' ends are few."""
         drawn = self._drawn(n_samples, generator)
-        n = len(drawn.coordinates)
-        size = min(n, self.chunk_size or self._prediction_group(inputs, n, **model_kwargs))
-        outputs = self._outputs(drawn.weights(size), inputs, **model_kwargs)
-        return outputs if n == n_samples else outputs[drawn.of_sample.to(outputs.device)]
+        outputs = self._grouped_outputs(drawn.weights, len(drawn.coordinates), inputs, **model_kwargs)
+        return outputs[drawn.of_sample]
 
     def spread_factor(self) -> Float[Tensor, "k p"]:
         """L with Lᵀ L the posterior's second moment of the weights about the MAP, exact up to quadrature in s."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, cast
 
 import torch
@@ -162,8 +162,18 @@ class SampledPosterior(TunablePosterior, ABC):
         self, inputs: Inputs, n_samples: int, generator: torch.Generator | None, **model_kwargs: Any
     ) -> Float[Tensor, "s b *c"]:
         """The network under each weight sample, for checked arguments."""
-        size = min(n_samples, self.chunk_size or self._prediction_group(inputs, n_samples, **model_kwargs))
-        return self._outputs(self.sample_groups(n_samples, size, generator), inputs, **model_kwargs)
+
+        def groups(size: int) -> Iterable[Float[Tensor, "_ p"]]:
+            return self.sample_groups(n_samples, size, generator)
+
+        return self._grouped_outputs(groups, n_samples, inputs, **model_kwargs)
+
+    def _grouped_outputs(
+        self, groups: Callable[[int], Iterable[Float[Tensor, "_ p"]]], n: int, inputs: Inputs, **model_kwargs: Any
+    ) -> Float[Tensor, "n b *c"]:
+        """The network under n weight vectors, which ``groups`` hands out so many at a time."""
+        size = min(n, self.chunk_size or self._prediction_group(inputs, n, **model_kwargs))
+        return self._outputs(groups(size), inputs, **model_kwargs)
 
     def _outputs(
         self, groups: Iterable[Float[Tensor, "_ p"]], inputs: Inputs, **model_kwargs: Any

@@ -134,6 +134,9 @@ def test_weights_that_are_drawn_often_are_run_once(form, monkeypatch):
         torch.testing.assert_close(la.functional_samples(x, n_samples=50, generator=source()), expected)
         assert sum(run) == 4
         run.clear()
+    for seed in range(4):  # few samples come in their own order, too
+        few = la.functional_samples(x, n_samples=3, generator=generator().manual_seed(seed))
+        torch.testing.assert_close(few, la.network.many(la.sample(3, generator().manual_seed(seed)), x))
     assert len(la.sample(50).unique(dim=0)) == 4
 
 

@@ -54,5 +54,4 @@ class StoredPosterior(Baseline[SettingsType, StoredSamples]):
                 self.network, thetas[distinct], own, inputs, self.enable_backprop, **model_kwargs
             )
             return outputs[place]
-        size = self.chunk_size or self._prediction_group(inputs, len(distinct), **model_kwargs)
-        return self._outputs(thetas[distinct].split(size), inputs, **model_kwargs)[place]
+        return self._grouped_outputs(thetas[distinct].split, len(distinct), inputs, **model_kwargs)[place]
