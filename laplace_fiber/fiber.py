@@ -197,7 +197,7 @@ backend, backend_kwargs, asdl_fisher_kwargs
         if repeats and self._kept is not None and self._kept[0] == asked:
             kept: Drawn = self._kept[1]
             return kept
-        drawn = fitted.draw_in_space(self.posterior, self.position, share, n_samples, generator)
+        drawn = fitted.draw(self.posterior, self.position, share, n_samples, generator)
         size = len(drawn.coordinates) * self.n_params * self._dtype.itemsize
         if repeats and size <= min(KEPT_BYTES, available_bytes(self._device) // 8):
             drawn = drawn.decoded()

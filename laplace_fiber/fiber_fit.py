@@ -132,19 +132,11 @@ class FiberFit:
 
     def draw(
         self, form: PosteriorForm, law: PositionLaw, upto: float, n_samples: int, generator: torch.Generator
-    ) -> Float[Tensor, "s r"]:
-        """Coordinates of samples in the walk's subspace, with positions from the law shortened to [0, upto].
+    ) -> Drawn:
+        """Samples in the space that is fastest to decode from, with positions from the law shortened to [0, upto].
 
         Every trajectory is drawn as often as any other, or once more.
         """
-        if form == "gaussian":
-            return self._draw_gaussian(law, upto, n_samples, generator)
-        return self._curves(form).coordinates(*self._positions(law, upto, n_samples, generator))
-
-    def draw_in_space(
-        self, form: PosteriorForm, law: PositionLaw, upto: float, n_samples: int, generator: torch.Generator
-    ) -> Drawn:
-        """:meth:`draw` with the space that the coordinates belong to: the one that is fastest to decode from."""
         every = torch.arange(n_samples, device=self.states.device)
         if form == "gaussian":
             return Drawn(self.subspace, self._draw_gaussian(law, upto, n_samples, generator), every)
@@ -215,5 +207,5 @@ class FiberFit:
             state["fitted_prior_precision"].to(device),
             state["fitted_sigma_noise"].to(device),
             state["fitted_temperature"],
-            state.get("low_at_states_only", False),
+            state["low_at_states_only"],
         )

@@ -107,7 +107,7 @@ class StochasticDescent:
         known = torch.stack([origin, torch.zeros_like(origin)])
         value, ends, bounds = theta.new_zeros(len(theta)), theta.new_zeros(len(theta)), theta.new_zeros(2)
         n_steps = min(TRIAL_STEPS, self.n_steps)
-        for step in self._steps(theta, theta.unbind(), self.rates, n_steps):
+        for step in self._steps(theta, self.rates, n_steps):
             batch = next_batch()
             for rows in torch.arange(len(theta), device=theta.device).split(group):
                 finite = self.look(rows, theta, value, batch)
@@ -122,14 +122,13 @@ class StochasticDescent:
 
     def steps(self, theta: Float[Tensor, "n p"]) -> Iterator[int]:
         """Number the steps after a drift; at the end of each, ``theta`` moves in place by the gradients left there."""
-        return self._steps(theta, [theta], [self.rate], self.n_steps)
+        return self._steps(theta, [self.rate], self.n_steps)
 
-    def _steps(
-        self, theta: Float[Tensor, "n p"], parts: Sequence[Tensor], rates: Sequence[float], n_steps: int
-    ) -> Iterator[int]:
-        """As :meth:`steps`, with a learning rate for each part: ``theta`` itself, or views of its rows."""
+    def _steps(self, theta: Float[Tensor, "n p"], rates: Sequence[float], n_steps: int) -> Iterator[int]:
+        """As :meth:`steps`, with one learning rate for all rows, or one for each."""
         self.grad = torch.zeros_like(theta)
-        for part, grad in zip(parts, [self.grad] if len(parts) == 1 else self.grad, strict=True):
+        parts, grads = ([theta], [self.grad]) if len(rates) == 1 else (theta.unbind(), self.grad.unbind())
+        for part, grad in zip(parts, grads, strict=True):
             part.grad = grad
         adam = torch.optim.Adam([{"params": [p], "lr": lr} for p, lr in zip(parts, rates, strict=True)])
         schedule = CosineAnnealingLR(adam, n_steps)

@@ -266,8 +266,9 @@ class TrajectorySampler:
         Peak memory beside the network and one group's forward and backward passes, in numbers of the size of a weight:
         n·T·p for the basis (half of it above 2 GiB; none for ``basis=BasisStorage(directory=...)``), 3·n·p for
         positions, drifts and displacements (n being this process's particles, plus n·p for all of them when
-        distributed; 4·n·p more for :class:`StochasticRefinement`), 9·g·p for a group of g particles (25·g·p for
-        ``descent="quasi-newton"``). A fit adds about 20·(n·T)² for coordinates and autoencoder.
+        distributed; 4·n·p more for :class:`StochasticRefinement`, 18·p at least for its trial of rates), 9·g·p for a
+        group of g particles (25·g·p for ``descent="quasi-newton"``). A fit adds about 20·(n·T)² for coordinates and
+        autoencoder.
 
         Raises
         ------

@@ -214,6 +214,15 @@ def fit_of(states: torch.Tensor, **autoencoder: int) -> FiberFit:
     return FiberFit(subspace, states, lines, torch.ones(r, dtype=torch.float64), torch.tensor(1.0), 1.0)
 
 
+def drawn(fit: FiberFit, form: str, law, upto: float, n_samples: int, generator: torch.Generator) -> torch.Tensor:
+    """Samples as points of the walk's subspace, without the decoder's last layer and the basis as one."""
+    fit = replace(fit)
+    fit.__dict__["decoded_space"] = None
+    found = fit.draw(form, law, upto, n_samples, generator)
+    assert found.space is fit.subspace
+    return found.coordinates[found.of_sample]
+
+
 def test_walk_curves_interpolate_between_states():
     states = curved_walk()
     curves, i = WalkCurves(states), torch.tensor([2, 2, 2, 2])
@@ -225,14 +234,14 @@ def test_walk_curves_interpolate_between_states():
 @pytest.mark.parametrize("form", ["latent", "states", "line"])
 def test_positions_near_zero_give_the_map(form):
     fit = fit_of(curved_walk())
-    samples = fit.draw(form, UniformPosition(), 1e-9, 50, torch.Generator().manual_seed(0))
+    samples = drawn(fit, form, UniformPosition(), 1e-9, 50, torch.Generator().manual_seed(0))
     assert float(samples.norm(dim=-1).max()) < 0.01 * float(fit.states.norm(dim=-1).max())
 
 
 def test_gaussian_has_the_mean_and_covariance_of_the_walk():
     """100,000 draws: standard error of a covariance entry below 0.5 % of the largest."""
     fit = fit_of(curved_walk())
-    draws = fit.draw("gaussian", UniformPosition(), 1.0, 100_000, torch.Generator().manual_seed(0))
+    draws = drawn(fit, "gaussian", UniformPosition(), 1.0, 100_000, torch.Generator().manual_seed(0))
     t = fit.states.shape[1]
     u = (torch.arange(t, dtype=torch.float64) + 0.5) / t
     points = WalkCurves(fit.states).coordinates(torch.arange(8).repeat_interleave(t), u.repeat(8))
@@ -247,7 +256,7 @@ def test_trajectories_are_drawn_uniformly_and_positions_from_the_law():
             return torch.ones_like(u)
 
     fit = fit_of(curved_walk())
-    draws = fit.draw("states", Shell(), 1.0, 8000, torch.Generator().manual_seed(0))
+    draws = drawn(fit, "states", Shell(), 1.0, 8000, torch.Generator().manual_seed(0))
     which = (draws[:, None] - fit.states[None, :, -1]).norm(dim=-1).argmin(1)
     torch.testing.assert_close(draws, fit.states[which, -1], rtol=0, atol=1e-12)
     counts = torch.bincount(which, minlength=8)
@@ -266,9 +275,9 @@ def test_identity_and_joined_decoding_change_rounding_only(form):
         one = replace(fit, subspace=Subspace(origin, basis))
         assert (one.decoded_space is not None) == joined
         draw = [form, UniformPosition(), 0.7, 20]
-        drawn = one.draw_in_space(*draw, torch.Generator().manual_seed(1))
-        space, coordinates = drawn.space, drawn.coordinates
-        expected = origin + one.draw(*draw, torch.Generator().manual_seed(1)) @ basis
+        decodable = one.draw(*draw, torch.Generator().manual_seed(1))
+        space, coordinates = decodable.space, decodable.coordinates
+        expected = origin + drawn(one, *draw, torch.Generator().manual_seed(1)) @ basis
         torch.testing.assert_close(space.to_weights(coordinates), expected, rtol=0, atol=1e-10)
         torch.testing.assert_close(torch.cat(list(space.weight_groups(coordinates, 3))), expected, rtol=0, atol=1e-10)
 
