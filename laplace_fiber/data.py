@@ -17,6 +17,9 @@ BatchChoice: TypeAlias = Literal["auto", "full", "loader"]
 FULL_BATCH_LIMIT = 10_000
 """``batch="auto"`` walks on the whole data up to this many points, on the loader's batches beyond."""
 
+FEW_NUMBERS = 2**16
+"""Data whose inputs are at most so many numbers are few: a step on all of them takes about as long as on a batch."""
+
 
 class Batch(NamedTuple):
     """Inputs and targets; ``blocks`` of it are processed one after another and summed."""
@@ -161,6 +164,17 @@ def batches_of(loader: Iterable[Any], seed: int = 0) -> Iterator[Any]:
         if batch is None:
             return
         yield batch
+
+
+def are_few(loader: Iterable[Any], dict_key_y: str = "labels") -> bool:
+    """Whether the loader's inputs are few numbers in all."""
+    count = 0
+    for x, _ in pairs(batches_of(loader), torch.device("cpu"), dict_key_y):
+        parts = x.values() if isinstance(x, MutableMapping) else [x]
+        count += sum(part.numel() for part in parts if isinstance(part, Tensor))
+        if count > FEW_NUMBERS:
+            return False
+    return True
 
 
 class MissingTargetsError(KeyError, ValueError):

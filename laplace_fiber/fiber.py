@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from laplace_fiber.curvature import SubspaceCurvature
 from laplace_fiber.data import BatchChoice, TrainingData
 from laplace_fiber.distributed import Ranks
-from laplace_fiber.fiber_fit import REACH_TOLERANCE, Drawn, FiberFit
+from laplace_fiber.fiber_fit import Drawn, FiberFit
 from laplace_fiber.fit_report import FitReport, report_on
 from laplace_fiber.latent import LatentAutoencoder
 from laplace_fiber.log_joint import LogJoint
@@ -23,10 +23,14 @@ from laplace_fiber.presets import automatic_walk
 from laplace_fiber.subspace import Subspace
 from laplace_fiber.subspace_evidence import SubspaceEvidence
 from laplace_fiber.trajectories import TrajectorySampler
+from laplace_fiber.tuning import spaced
 from laplace_fiber.weights import Inputs, Subset
 
 KEPT_BYTES = 2**30
 """The last samples drawn without a generator are kept up to this size, and up to an eighth of the free memory."""
+
+WALKED_SPACING = 3.0
+"""Ratio of neighbouring prior precisions on a grid, at least, where each costs another walk."""
 
 
 class FiberLaplace(SubspaceEvidence):
@@ -226,16 +230,23 @@ backend, backend_kwargs, asdl_fisher_kwargs
                 f"prior_precision is below its value at fit: it asks for {missing:.2f} times the walk's reach. "
                 "The walk is used as far as it goes; fit again with this prior_precision for the wider posterior."
             )
-        if fitted.low_at_states_only and fitted.relative_radius(self.prior_precision_diag) < 1 / (1 + REACH_TOLERANCE):
+        if fitted.low_at_states_only and fitted.narrower(self.prior_precision_diag):
             self._notices.say(
                 "prior_precision is above its value at fit, for which the walk's states were refined: samples come "
                 f"from the nearest of {fitted.states.shape[1] - 1}; fit again with this prior_precision."
             )
         return fitted.share_for(self.prior_precision_diag)
 
+    def follow_prior_precision(self) -> None:
+        """Walk anew where a candidate has no share of the walk: if there is one drift, and the data are at hand."""
+        if self._data is not None and self.fitted.has_one_state:
+            self.settle_prior_precision()
+
     def settle_prior_precision(self) -> None:
-        """Walk again if the chosen precision asks for a longer walk and the training data are at hand."""
-        if self._data is not None and self.fitted.missing_reach(self.prior_precision_diag) > 1:
+        """Walk again if the chosen precision asks for another walk and the training data are at hand."""
+        tau, fitted = self.prior_precision_diag, self.fitted
+        other = fitted.missing_reach(tau) > 1 or (fitted.has_one_state and fitted.narrower(tau))
+        if self._data is not None and other:
             asked, self.sampler = self.sampler, replace(self.sampler, evidence=False)  # it has been chosen
             try:
                 self.fit(self._data.loader)
@@ -243,7 +254,12 @@ backend, backend_kwargs, asdl_fisher_kwargs
                 self.sampler = asked
 
     def distinct_prior_precisions(self, grid: Float[Tensor, " g"]) -> Float[Tensor, " h"]:
-        """The grid's values above the one at fit (by prior radius): a lower one needs a new, longer walk."""
+        """The grid's values above the one at fit (by prior radius): a lower one needs a new, longer walk.
+
+        Where every value has a walk of its own, those a factor of three apart at least; none without data to walk on.
+        """
+        if self.fitted.has_one_state:
+            return spaced(grid, WALKED_SPACING) if self._data is not None else grid[:0]
         walked = (1 / self.fitted.prior_precision.double()).sum()
         return grid[grid > float(self.n_params / walked)]
 

@@ -17,7 +17,7 @@ from laplace_fiber.paths import Curves, PositionLaw, PosteriorForm, StraightLine
 from laplace_fiber.subspace import Subspace
 
 REACH_TOLERANCE = 0.05
-"""A prior wider than the walked one by less than this share is not worth another walk."""
+"""A prior wider than the walked one by less than this share is not worth another walk; nor is a narrower one."""
 
 
 JOINED_BYTES = 2**26
@@ -118,6 +118,15 @@ class FiberFit:
         """The radius of another prior over that of the walk's."""
         radii = [(1 / tau.double()).sum().sqrt() for tau in (prior_precision.detach(), self.prior_precision)]
         return float(radii[0] / radii[1])
+
+    @property
+    def has_one_state(self) -> bool:
+        """Whether each trajectory has one state only, so that another prior has no share of the walk."""
+        return self.low_at_states_only and self.states.shape[1] == 2
+
+    def narrower(self, prior_precision: Float[Tensor, " p"]) -> bool:
+        """Whether another prior is narrower than the walked one, by more than what is not worth another walk."""
+        return self.relative_radius(prior_precision) < 1 / (1 + REACH_TOLERANCE)
 
     def missing_reach(self, prior_precision: Float[Tensor, " p"]) -> float:
         """How many times wider than the walked one another prior is, where it is widest; 1 if it is nowhere."""

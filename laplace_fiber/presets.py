@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
-from laplace_fiber.data import TrainingData
+from laplace_fiber.data import TrainingData, are_few
 from laplace_fiber.refinement import RefineToTypicalSet
 from laplace_fiber.stochastic import StochasticRefinement
 from laplace_fiber.thermal import Thermalisation
@@ -39,14 +40,22 @@ def stochastic_walk(**settings: Any) -> TrajectorySampler:
 
     Samples lie where these end. Drifts have half the lengths of the prior, but at most five times that of the trained
     weights: from further away so few steps do not come back to low loss. More particles are better, in proportion to
-    their cost. ``settings`` override those of this preset.
+    their cost: there are 4, but 32 with ``batch="full"``, which is for small tables. These end with a few Hamiltonian
+    moves, since Adam by itself fits few data too closely. ``settings`` override those of this preset.
     """
+    full = settings.get("batch") == "full"
     preset: dict[str, Any] = {
-        "n_particles": 4,
+        "n_particles": 32 if full else 4,
         "n_steps": 1,
         "radius_share": 0.5,
         "norm_share": 5.0,
         "lengths": "prior",
         "refinement": StochasticRefinement(),
+        "thermal": Thermalisation() if full else None,
     }
     return TrajectorySampler(**preset | settings)
+
+
+def stochastic_walk_for(loader: Iterable[Any], dict_key_y: str = "labels") -> TrajectorySampler:
+    """:func:`stochastic_walk` for these training data: with ``batch="full"`` if they are few."""
+    return stochastic_walk(batch="full" if are_few(loader, dict_key_y) else "loader")

@@ -49,7 +49,7 @@ class StochasticRefinement:
         by any.
     """
 
-    epochs: float = 20.0
+    epochs: float = 25.0
     min_steps: int = 500
     max_steps: int = 2000
     learning_rate: float | None = None

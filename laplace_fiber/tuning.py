@@ -163,6 +163,16 @@ class TunablePosterior(FittedPosterior, ABC):
         return asked
 
 
+def spaced(grid: Float[Tensor, " g"], ratio: float) -> Float[Tensor, " h"]:
+    """Values of an ascending grid, from its first on, each at least ``ratio`` times the one before."""
+    kept: list[int] = []
+    for i, value in enumerate(grid.tolist()):
+        # Rounding shall not turn steps of this very ratio into steps twice as long.
+        if not kept or value >= (1 - 1e-3) * ratio * float(grid[kept[-1]]):
+            kept.append(i)
+    return grid[kept]
+
+
 def search_prior_precision(
     posterior: TunablePosterior, grid: Float[Tensor, " g"], evaluate: Callable[[], float], progress_bar: bool = False
 ) -> None:

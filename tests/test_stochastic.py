@@ -7,7 +7,7 @@ import warnings
 
 import pytest
 import torch
-from problems import FAST, classifier, joint_of
+from problems import FAST, classifier, joint_of, linear_regression
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -15,6 +15,7 @@ from laplace_fiber import (
     EndPosition,
     FiberLaplace,
     StochasticRefinement,
+    Thermalisation,
     TrajectorySampler,
     UniformPosition,
     comparison,
@@ -22,6 +23,8 @@ from laplace_fiber import (
 )
 from laplace_fiber.comparison.task import Task
 from laplace_fiber.data import TrainingData
+from laplace_fiber.presets import stochastic_walk_for
+from laplace_fiber.tuning import spaced
 
 TAU = 0.6
 
@@ -138,6 +141,71 @@ def test_weights_that_are_drawn_often_are_run_once(form, monkeypatch):
         few = la.functional_samples(x, n_samples=3, generator=generator().manual_seed(seed))
         torch.testing.assert_close(few, la.network.many(la.sample(3, generator().manual_seed(seed)), x))
     assert len(la.sample(50).unique(dim=0)) == 4
+
+
+def test_few_data_are_taken_all_at_once(monkeypatch):
+    data = classifier()[1]
+    assert stochastic_walk_for(data) == stochastic_walk(batch="full")
+    assert stochastic_walk_for(data).n_particles == 32
+    monkeypatch.setattr("laplace_fiber.data.FEW_NUMBERS", data.dataset.tensors[0].numel())
+    assert stochastic_walk_for(data) == stochastic_walk(batch="full")
+    monkeypatch.setattr("laplace_fiber.data.FEW_NUMBERS", data.dataset.tensors[0].numel() - 1)
+    assert stochastic_walk_for(data) == stochastic_walk(batch="loader")
+
+
+def test_with_all_data_in_each_step_ends_have_the_posterior_s_spread():
+    """For a linear model with Gaussian noise, whose posterior is Gaussian; Adam alone ends at its mean."""
+    tau, sigma = 0.7, 0.5
+    model, data, hessian = linear_regression(tau=tau, sigma=sigma)
+    covariance = torch.linalg.inv(30 * hessian)
+    mean = model.weight.detach()[0]
+    prior = {"sigma_noise": sigma, "prior_precision": tau}
+    for thermal, spread in [(Thermalisation(n_leapfrog=10), 1.0), (None, 0.0)]:
+        sampler = stochastic_walk(batch="full", n_particles=2000, thermal=thermal)
+        la = FiberLaplace(model, "regression", **prior, sampler=sampler, posterior="states", autoencoder=FAST)
+        la.fit(data)
+        ends = la.sample(2000)
+        # Relative to the posterior's standard deviations; 2000 samples tell them to about 2 %.
+        whitened = (ends - mean) @ torch.linalg.inv(torch.linalg.cholesky(covariance)).T
+        torch.testing.assert_close(whitened.mean(0), torch.zeros(3, dtype=torch.float64), rtol=0, atol=0.1)
+        found = whitened.T @ whitened / 2000
+        torch.testing.assert_close(found, spread * torch.eye(3, dtype=torch.float64), rtol=0, atol=0.15)
+
+
+def test_a_grid_search_walks_anew_where_each_trajectory_has_one_state():
+    model, data = classifier()
+    val = DataLoader(data.dataset, batch_size=40)
+    refinement = StochasticRefinement(epochs=1.0, min_steps=20, learning_rate=0.05)
+    sampler = stochastic_walk(refinement=refinement, chunk_size=4)
+    settings = {"sampler": sampler, "posterior": "states", "autoencoder": FAST}
+    la = FiberLaplace(model, "classification", prior_precision=5.0, **settings)
+    la.fit(data)
+    grid = {"log_prior_prec_min": -1.0, "log_prior_prec_max": 1.0, "grid_size": 9}  # by fours: 0.1, 0.32, 1, 3.2, 10
+    expected = {}
+    for tau in (5.0, 0.1, 10**-0.5, 1.0, 10**0.5, 10.0):
+        own = FiberLaplace(model, "classification", prior_precision=tau, **settings)
+        own.fit(data)
+        expected[tau] = float(nn.functional.nll_loss(own(data.dataset.tensors[0]).log(), data.dataset.tensors[1]))
+    la.optimize_prior_precision(method="gridsearch", val_loader=val, **grid)
+    best = min(expected, key=expected.get)
+    assert float(la.prior_precision) == pytest.approx(best)
+    found = float(nn.functional.nll_loss(la(data.dataset.tensors[0]).log(), data.dataset.tensors[1]))
+    assert found == pytest.approx(expected[best], rel=1e-4)
+    assert best not in (5.0, 10.0)  # neither the first walk nor the search's last
+    loaded = FiberLaplace(model, "classification", posterior="states")
+    loaded.load_state_dict(la.state_dict())
+    loaded.optimize_prior_precision(method="gridsearch", val_loader=val, **grid)  # no data to walk on
+    assert float(loaded.prior_precision) == pytest.approx(best)
+
+
+def test_grids_are_thinned_from_their_first_value_on():
+    grid = torch.logspace(-4, 4, 100)
+    kept = spaced(grid, 3.0)
+    assert float(kept[0]) == pytest.approx(1e-4)
+    assert bool((kept[1:] / kept[:-1] > 2.99).all())
+    assert len(kept) == 17
+    assert spaced(torch.logspace(0, 4, 5), 10.0).tolist() == pytest.approx([1, 10, 100, 1e3, 1e4])
+    assert len(spaced(grid[:0], 3.0)) == 0
 
 
 def test_steps_and_learning_rate_follow_data_and_weights():

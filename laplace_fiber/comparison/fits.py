@@ -97,10 +97,10 @@ def fit_fiber(
     settings: Settings,
     progress_bar: bool,
     *,
-    walk: Callable[[], TrajectorySampler] = TrajectorySampler,
+    walk: Callable[[Task], TrajectorySampler],
 ) -> Fitted:
     """FiberLaplace; ``settings`` may hold its sampler, else that of ``walk``, and autoencoder: seeds are replaced."""
-    parts = {"sampler": walk(), "autoencoder": LatentAutoencoder(), **settings}
+    parts = {"sampler": settings.get("sampler") or walk(task), "autoencoder": LatentAutoencoder(), **settings}
     seeded = {name: replace(parts[name], seed=seed) for name in ("sampler", "autoencoder")}
     la = FiberLaplace(task.model, task.likelihood, sigma_noise=task.sigma_noise, **{**parts, **seeded})
     la.fit(task.train_loader, progress_bar=progress_bar)

@@ -24,7 +24,8 @@ from laplace_fiber.comparison.fits import (
 )
 from laplace_fiber.comparison.task import Task
 from laplace_fiber.curvature import low_rank_laplace
-from laplace_fiber.presets import stochastic_walk, typical_set_walk
+from laplace_fiber.presets import stochastic_walk_for, typical_set_walk
+from laplace_fiber.trajectories import TrajectorySampler
 
 TEMPERATURE = "+temperature"
 
@@ -116,6 +117,10 @@ def _of_laplace_torch(name: str, label: str, build: Callable[..., Any], linearis
     return Method(name, label, functools.partial(fit_laplace, build=build, linearised=linearised))
 
 
+def _of_fiber(name: str, label: str, walk: Callable[[Task], TrajectorySampler]) -> Method:
+    return Method(name, label, functools.partial(fit_fiber, walk=walk))
+
+
 def _of_baseline(posterior: Any) -> Method:
     name = posterior._key[1]
     fit = functools.partial(fit_baseline, posterior=posterior)
@@ -170,9 +175,9 @@ METHODS: dict[str, Method] = {
         _of_laplace_torch("linearised", "Laplace, linearised", all_weights, linearised=True),
         _of_laplace_torch("low_rank", "Laplace, low rank", low_rank_laplace),
         _of_laplace_torch("last_layer", "Bayesian last layer", last_layer),
-        Method("fiber", "Fiber", fit_fiber),
-        Method("fiber_typical", "Fiber, typical set", functools.partial(fit_fiber, walk=typical_set_walk)),
-        Method("fiber_stochastic", "Fiber, stochastic", functools.partial(fit_fiber, walk=stochastic_walk)),
+        _of_fiber("fiber", "Fiber", lambda task: TrajectorySampler()),
+        _of_fiber("fiber_typical", "Fiber, typical set", lambda task: typical_set_walk()),
+        _of_fiber("fiber_stochastic", "Fiber, stochastic", lambda task: stochastic_walk_for(task.train_loader)),
         *(_of_baseline(posterior) for posterior in baselines.METHODS),
     )
 }
