@@ -55,7 +55,8 @@ class LatentAutoencoder:
         Train on this many leading principal coordinates of the states, enough to lay out the trajectories; the closed
         form then decodes to all coordinates. Without closed form, and for ``None``, training sees all.
     n_steps
-        At most so many steps of Adam; training stops by itself when the reconstruction no longer improves.
+        At most so many steps of Adam; training stops by itself when the reconstruction no longer improves, and is left
+        out for walks of one drift, which have nothing to straighten (unless ``closed_form=False``).
     batch_size, learning_rate
         Of Adam; ``batch_size`` counts pairs of successive states.
     lambda_plus, lambda_minus
@@ -117,8 +118,10 @@ class LatentAutoencoder:
         r = shown.shape[-1]
         encoder = _mlp([r, self.width, self.width, self.latent_size], generator).to(states)
         decoder = _mlp([self.latent_size, self.width, self.width, r], generator).to(states)
-        with torch.enable_grad():
-            self._train(encoder, decoder, shown, generator, progress_bar)
+        # With one drift there is nothing to straighten: any encoder does, and the closed form decodes its lines.
+        if states.shape[1] > 2 or not self.closed_form:
+            with torch.enable_grad():
+                self._train(encoder, decoder, shown, generator, progress_bar)
         with torch.no_grad():
             latent = encoder(shown)
             lines = LatentLines(decoder, latent[0, 0], latent[:, -1], scale, straightness(latent), latent)

@@ -34,28 +34,35 @@ def typical_set_walk(**settings: Any) -> TrajectorySampler:
     return TrajectorySampler(**preset | settings)
 
 
-def stochastic_walk(**settings: Any) -> TrajectorySampler:
+def stochastic_walk(
+    loader: Iterable[Any] | None = None, *, dict_key_y: str = "labels", **settings: Any
+) -> TrajectorySampler:
     """The walk for data that come in batches, and for networks that are trained so: one far drift, then some epochs of
     Adam.
 
     Samples lie where these end. Drifts have half the lengths of the prior, but at most five times that of the trained
-    weights: from further away so few steps do not come back to low loss. More particles are better, in proportion to
-    their cost: there are 4, but 32 with ``batch="full"``, which is for small tables. These end with a few Hamiltonian
-    moves, since Adam by itself fits few data too closely. ``settings`` override those of this preset.
+    weights: from further away so few steps do not come back to low loss. There are 4 particles; more are better, in
+    proportion to their cost.
+
+    Parameters
+    ----------
+    loader
+        The training data, if the walk shall follow their number. Few data (inputs of at most 2¹⁶ numbers in all) leave
+        more of the weights undetermined, and cost little: there are 32 particles, and a few Hamiltonian moves on all
+        data end the walk, since Adam alone fits such data too closely.
+    dict_key_y
+        Of dict-like batches: the targets' key.
+    settings
+        Override those of this preset.
     """
-    full = settings.get("batch") == "full"
+    few = loader is not None and are_few(loader, dict_key_y)
     preset: dict[str, Any] = {
-        "n_particles": 32 if full else 4,
+        "n_particles": 32 if few else 4,
         "n_steps": 1,
         "radius_share": 0.5,
         "norm_share": 5.0,
         "lengths": "prior",
         "refinement": StochasticRefinement(),
-        "thermal": Thermalisation() if full else None,
+        "thermal": Thermalisation() if few else None,
     }
     return TrajectorySampler(**preset | settings)
-
-
-def stochastic_walk_for(loader: Iterable[Any], dict_key_y: str = "labels") -> TrajectorySampler:
-    """:func:`stochastic_walk` for these training data: with ``batch="full"`` if they are few."""
-    return stochastic_walk(batch="full" if are_few(loader, dict_key_y) else "loader")

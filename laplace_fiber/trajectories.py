@@ -131,7 +131,8 @@ class TrajectorySampler:
         the loader's batches, and for which ``descent`` and ``step_size`` do not matter.
     thermal
         Hamiltonian moves at the walk's end, which take particles from low loss into the posterior's typical set. They
-        need exact gradients: with batches of a loader they are left out, with a warning.
+        need exact gradients: with batches of a loader they are left out, with a warning. After
+        :class:`StochasticRefinement` they take all data at once, up to 10,000 points.
     step_size
         First η, on J/n_data. ``None`` takes 1/λ_max(∇²J/n_data) at the MAP.
     descent

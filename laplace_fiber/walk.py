@@ -95,7 +95,7 @@ class Walk:
         self.descent = self._descent()
         self.acceptance = math.nan
         self.settled: tuple[float, float] | None = None
-        self.thermal = exact_moves(settings.thermal, data)
+        self.thermal = exact_moves(settings.thermal, settings.refinement, data)
         self.normal = origin.new_tensor([float(normal(1, settings.seed, i, LEVELS)) for i in range(n)[self.own]])
         self.typical: TypicalSet | None = None
         if isinstance(settings.refinement, RefineToTypicalSet):
@@ -185,10 +185,10 @@ class Walk:
         descent.rate = float(rate)
         self.data.restart()
 
-    def alive(self) -> Iterator[Tensor]:
-        """Groups of the particles that are not lost."""
+    def alive(self, size: int | None = None) -> Iterator[Tensor]:
+        """Groups of the particles that are not lost, of ``size`` or as many as are evaluated together."""
         alive = (self.lost_at > self.settings.n_steps).nonzero().flatten()
-        yield from alive.split(self.group) if len(alive) else ()
+        yield from alive.split(size or self.group) if len(alive) else ()
 
     def _keep(self) -> None:
         """Add everyone's states to the basis."""

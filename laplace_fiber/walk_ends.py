@@ -9,31 +9,44 @@ from typing import TYPE_CHECKING, Any
 import torch
 from tqdm import tqdm
 
-from laplace_fiber.data import TrainingData
+from laplace_fiber.data import FULL_BATCH_LIMIT, TrainingData
 from laplace_fiber.draws import normal
-from laplace_fiber.refinement import RefineToTypicalSet
+from laplace_fiber.gradients import evaluation_group
+from laplace_fiber.refinement import Refinement, RefineToTypicalSet
 from laplace_fiber.settling import Settling
+from laplace_fiber.stochastic import StochasticRefinement
 from laplace_fiber.thermal import Heat, Thermalisation
 
 if TYPE_CHECKING:
     from laplace_fiber.walk import Walk
 
 
-def exact_moves(thermal: Thermalisation | None, data: TrainingData) -> Thermalisation | None:
-    """The Hamiltonian moves that a walk on these data can end with; says so where it cannot."""
-    if thermal and not data.full:
-        warnings.warn(
-            "thermal: expected batch='full', got batches of a loader, whose gradients are not exact; the walk's ends "
-            "are left as they are. Set thermal=None, or batch='full'.",
-            stacklevel=3,
-        )
-    return thermal if data.full else None
+def exact_moves(
+    thermal: Thermalisation | None, refinement: Refinement | StochasticRefinement, data: TrainingData
+) -> Thermalisation | None:
+    """The Hamiltonian moves that a walk on these data can end with; says so where it cannot.
+
+    They need all data at once, also where refinement takes batches one after another.
+    """
+    among_batches = isinstance(refinement, StochasticRefinement) and data.n_data <= FULL_BATCH_LIMIT
+    if thermal is None or data.full or among_batches:
+        return thermal
+    warnings.warn(
+        "thermal: expected batch='full', got batches of a loader, whose gradients are not exact; the walk's ends are "
+        f"left as they are. Set thermal=None, or batch='full'; with StochasticRefinement, up to {FULL_BATCH_LIMIT:,} "
+        "points are taken at once by themselves.",
+        stacklevel=3,
+    )
+    return None
 
 
 def thermalise(walk: Walk, thermal: Thermalisation, bar: tqdm[Any]) -> float:
     """Move the particles at the walk's end; the acceptance of the last trajectory."""
-    n, batch, size, acceptance = walk.settings.n_particles, walk.data.next_batch(), walk.theta.shape[1] + 2, math.nan
+    n, batch, size, acceptance = walk.settings.n_particles, walk.data.everything(), walk.theta.shape[1] + 2, math.nan
     heat = Heat(thermal, walk.joint, batch, walk.recorder, walk.sharpness)
+    group = walk.group
+    if not walk.data.full:  # it was found for smaller batches
+        group = min(group, walk.settings.chunk_size or evaluation_group(walk.joint, walk.theta, batch))
     accepted = torch.full_like(walk.value, math.nan)
 
     def mean() -> float:
@@ -42,7 +55,7 @@ def thermalise(walk: Walk, thermal: Thermalisation, bar: tqdm[Any]) -> float:
         return acceptance
 
     for k in heat.rounds(mean):
-        for rows in walk.alive():
+        for rows in walk.alive(group):
             particles = (walk.own.start + rows).tolist()
             draws = torch.stack([normal(size, walk.settings.seed, i, k) for i in particles])
             state, probability = heat.moved(walk.theta[rows], draws.to(walk.theta))

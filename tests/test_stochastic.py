@@ -23,7 +23,6 @@ from laplace_fiber import (
 )
 from laplace_fiber.comparison.task import Task
 from laplace_fiber.data import TrainingData
-from laplace_fiber.presets import stochastic_walk_for
 from laplace_fiber.tuning import spaced
 
 TAU = 0.6
@@ -143,25 +142,28 @@ def test_weights_that_are_drawn_often_are_run_once(form, monkeypatch):
     assert len(la.sample(50).unique(dim=0)) == 4
 
 
-def test_few_data_are_taken_all_at_once(monkeypatch):
+def test_settings_follow_the_number_of_data(monkeypatch):
     data = classifier()[1]
-    assert stochastic_walk_for(data) == stochastic_walk(batch="full")
-    assert stochastic_walk_for(data).n_particles == 32
-    monkeypatch.setattr("laplace_fiber.data.FEW_NUMBERS", data.dataset.tensors[0].numel())
-    assert stochastic_walk_for(data) == stochastic_walk(batch="full")
-    monkeypatch.setattr("laplace_fiber.data.FEW_NUMBERS", data.dataset.tensors[0].numel() - 1)
-    assert stochastic_walk_for(data) == stochastic_walk(batch="loader")
+    numbers = data.dataset.tensors[0].numel()
+    for limit, few in [(numbers, True), (numbers - 1, False)]:
+        monkeypatch.setattr("laplace_fiber.data.FEW_NUMBERS", limit)
+        sampler = stochastic_walk(data, seed=3)
+        assert sampler == stochastic_walk(seed=3, **({"n_particles": 32, "thermal": Thermalisation()} if few else {}))
+        named = [{"x": x, "labels": y, "length": len(y)} for x, y in data]
+        assert stochastic_walk(named, seed=3).n_particles == (32 if numbers + 40 <= limit else 4)
+    assert (stochastic_walk().n_particles, stochastic_walk().thermal) == (4, None)
 
 
-def test_with_all_data_in_each_step_ends_have_the_posterior_s_spread():
+def test_ends_have_the_posterior_s_spread():
     """For a linear model with Gaussian noise, whose posterior is Gaussian; Adam alone ends at its mean."""
     tau, sigma = 0.7, 0.5
     model, data, hessian = linear_regression(tau=tau, sigma=sigma)
     covariance = torch.linalg.inv(30 * hessian)
     mean = model.weight.detach()[0]
     prior = {"sigma_noise": sigma, "prior_precision": tau}
-    for thermal, spread in [(Thermalisation(n_leapfrog=10), 1.0), (None, 0.0)]:
-        sampler = stochastic_walk(batch="full", n_particles=2000, thermal=thermal)
+    hot = Thermalisation(n_leapfrog=10)
+    for batch, thermal, spread in [("full", hot, 1.0), ("loader", hot, 1.0), ("full", None, 0.0)]:
+        sampler = stochastic_walk(batch=batch, n_particles=2000, thermal=thermal)
         la = FiberLaplace(model, "regression", **prior, sampler=sampler, posterior="states", autoencoder=FAST)
         la.fit(data)
         ends = la.sample(2000)

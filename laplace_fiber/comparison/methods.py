@@ -24,7 +24,7 @@ from laplace_fiber.comparison.fits import (
 )
 from laplace_fiber.comparison.task import Task
 from laplace_fiber.curvature import low_rank_laplace
-from laplace_fiber.presets import stochastic_walk_for, typical_set_walk
+from laplace_fiber.presets import stochastic_walk, typical_set_walk
 from laplace_fiber.trajectories import TrajectorySampler
 
 TEMPERATURE = "+temperature"
@@ -177,7 +177,7 @@ METHODS: dict[str, Method] = {
         _of_laplace_torch("last_layer", "Bayesian last layer", last_layer),
         _of_fiber("fiber", "Fiber", lambda task: TrajectorySampler()),
         _of_fiber("fiber_typical", "Fiber, typical set", lambda task: typical_set_walk()),
-        _of_fiber("fiber_stochastic", "Fiber, stochastic", lambda task: stochastic_walk_for(task.train_loader)),
+        _of_fiber("fiber_stochastic", "Fiber, stochastic", lambda task: stochastic_walk(task.train_loader)),
         *(_of_baseline(posterior) for posterior in baselines.METHODS),
     )
 }
