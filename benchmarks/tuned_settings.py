@@ -53,7 +53,7 @@ def section(finished: Sequence[Record]) -> str:
 
 
 def _is_setting(method: str) -> bool:
-    return method in VARIANTS and method not in OTHER_POSTERIORS and not VARIANTS[method].typical_set
+    return method in VARIANTS and method not in OTHER_POSTERIORS and VARIANTS[method].kind == "plain"
 
 
 def _scores(records: Sequence[Record], part: str) -> Scores:

@@ -5,19 +5,21 @@ from __future__ import annotations
 import copy
 import functools
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Literal
 
 from torch import nn
 
 from benchmarks.datasets import Dataset
-from benchmarks.methods import FULL, Effort, Fitted, Method, fiber_info, fit_posterior, weight_sampler
+from benchmarks.methods import FULL, Effort, Fitted, Method, fiber_info, fit_posterior, split_loader, weight_sampler
 from laplace_fiber import (
     FiberLaplace,
     FixedRefinement,
     LatentAutoencoder,
     RefineToLevel,
     TrajectorySampler,
+    stochastic_walk,
     typical_set_walk,
 )
 from laplace_fiber.paths import PosteriorForm
@@ -25,14 +27,14 @@ from laplace_fiber.paths import PosteriorForm
 
 @dataclass(frozen=True)
 class Variant:
-    """What differs from the defaults, or from those of the typical-set walk; ``reach`` counts prior radii."""
+    """What differs from the defaults of a kind of walk; ``reach`` counts prior radii."""
 
     walk: dict[str, Any] = field(default_factory=dict)
     autoencoder: dict[str, Any] = field(default_factory=dict)
     prior_precision: float = 1.0
     reach: float | None = None
     posterior: PosteriorForm = "latent"
-    typical_set: bool = False
+    kind: Literal["plain", "typical", "stochastic"] = "plain"
 
 
 _PAPER_DECODER = {"closed_form": False, "n_steps": 1500, "batch_size": 256, "learning_rate": 1e-3}
@@ -57,13 +59,18 @@ VARIANTS = {
     "latent-size-8": Variant(autoencoder={"latent_size": 8}),
     "lambda-minus-0.1": Variant(autoencoder={"lambda_minus": 0.1}),
     "decoder-by-gradients": Variant(autoencoder=_PAPER_DECODER),
-    "typical": Variant(typical_set=True),
-    "typical-states": Variant(typical_set=True, posterior="states"),
-    "typical-cold": Variant({"thermal": None}, typical_set=True),
+    "typical": Variant(kind="typical"),
+    "typical-states": Variant(kind="typical", posterior="states"),
+    "typical-cold": Variant({"thermal": None}, kind="typical"),
     "evidence": Variant({"evidence": True}),
-    "typical-evidence": Variant({"evidence": True}, typical_set=True),
-    "typical-precision-0.1": Variant(typical_set=True, prior_precision=0.1),
-    "typical-precision-10": Variant(typical_set=True, prior_precision=10.0),
+    "typical-evidence": Variant({"evidence": True}, kind="typical"),
+    "typical-precision-0.1": Variant(kind="typical", prior_precision=0.1),
+    "typical-precision-10": Variant(kind="typical", prior_precision=10.0),
+    "stochastic": Variant(kind="stochastic"),
+    "stochastic-cold": Variant({"thermal": None}, kind="stochastic"),
+    "stochastic-particles-4": Variant({"n_particles": 4}, kind="stochastic"),
+    "stochastic-precision-0.1": Variant(kind="stochastic", prior_precision=0.1),
+    "stochastic-precision-10": Variant(kind="stochastic", prior_precision=10.0),
 }
 
 
@@ -73,14 +80,18 @@ def fit_variant(
     """FiberLaplace with the variant's settings, which go before the effort's: nothing is chosen on validation data."""
     n_params = sum(p.numel() for p in model.parameters())
     reach = None if variant.reach is None else variant.reach * math.sqrt(n_params / variant.prior_precision)
-    walk = typical_set_walk if variant.typical_set else TrajectorySampler
+    walks: dict[str, Callable[..., TrajectorySampler]] = {
+        "plain": TrajectorySampler,
+        "typical": typical_set_walk,
+        "stochastic": functools.partial(stochastic_walk, split_loader(dataset.train)),
+    }
     la = FiberLaplace(
         copy.deepcopy(model),
         dataset.likelihood,
         sigma_noise=sigma,
         prior_precision=variant.prior_precision,
         posterior=variant.posterior,
-        sampler=walk(**{"seed": seed, "reach": reach, **effort.walk, **variant.walk}),
+        sampler=walks[variant.kind](**{"seed": seed, "reach": reach, **effort.walk, **variant.walk}),
         autoencoder=LatentAutoencoder(**{"seed": seed, **effort.autoencoder, **variant.autoencoder}),
     )
     fitted = fit_posterior(la, weight_sampler(la, seed, effort), dataset, choose=lambda: None)

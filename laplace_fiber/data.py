@@ -11,8 +11,8 @@ from torch import Tensor
 
 from laplace_fiber.weights import Inputs
 
-BatchChoice: TypeAlias = Literal["auto", "full", "loader"]
-"""Data behind one gradient: all of them, the loader's batches, or all up to 10,000 points."""
+BatchChoice: TypeAlias = Literal["auto", "few", "full", "loader"]
+"""Data behind one gradient: all of them, the loader's batches, all up to 10,000 points, or all if they are few."""
 
 FULL_BATCH_LIMIT = 10_000
 """``batch="auto"`` walks on the whole data up to this many points, on the loader's batches beyond."""
@@ -48,7 +48,7 @@ class TrainingData:
         Yields ``(x, y)`` pairs, or dict-like batches holding the targets under ``dict_key_y``.
     batch
         ``"full"``: every evaluation sees all data. ``"loader"``: one batch of the loader at a time, in its order.
-        ``"auto"``: full up to 10,000 points.
+        ``"auto"``: full up to 10,000 points. ``"few"``: full if they are few.
     seed
         Of the loader's own shuffling and workers, so that a walk repeats; the global random state is put back.
 
@@ -75,6 +75,7 @@ class TrainingData:
             raise ValueError("train_loader: expected at least one data point, got an empty loader.")
         self.first = first
         self.full = batch == "full" or (batch == "auto" and self._at_most() <= FULL_BATCH_LIMIT)
+        self.full |= batch == "few" and are_few(loader, dict_key_y)
         # Counted as they come: a sampler or drop_last may leave out part of the data set.
         self.n_data = self.everything().size if self.full else sum(len(y) for _, y in self._pass(0))
 

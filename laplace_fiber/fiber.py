@@ -49,8 +49,8 @@ class FiberLaplace(SubspaceEvidence):
 backend, backend_kwargs, asdl_fisher_kwargs
         As in laplace-torch. A curvature backend, if given, provides the Jacobians of ``pred_type="glm"``.
     sampler
-        Settings of the walk. ``None`` leaves the choice to the data: the plain walk up to 10,000 points, and beyond
-        :func:`~laplace_fiber.stochastic_walk` on the loader's batches.
+        Settings of the walk. ``None`` leaves the choice to the data: the plain walk where they are few (inputs of at
+        most 2¹⁶ numbers in all), else :func:`~laplace_fiber.stochastic_walk` on the loader's batches.
     autoencoder
         Settings of the latent autoencoder.
     posterior
@@ -119,7 +119,7 @@ backend, backend_kwargs, asdl_fisher_kwargs
     @property
     def batch(self) -> BatchChoice:
         """Data behind each refinement."""
-        return "auto" if self._chooses_walk else self.sampler.data_batch
+        return "few" if self._chooses_walk else self.sampler.data_batch
 
     @property
     def position(self) -> PositionLaw:

@@ -13,7 +13,10 @@ from laplace_fiber.trajectories import TrajectorySampler
 
 
 def automatic_walk(data: TrainingData) -> TrajectorySampler:
-    """The walk of a posterior that was given none: the plain one where a step sees all data, else among batches."""
+    """The walk of a posterior that was given none: the plain one where a step sees all (few) data, else among batches.
+
+    On few data the stochastic walk is better, too, but each prior precision that is tried needs another one.
+    """
     return TrajectorySampler() if data.full else stochastic_walk()
 
 

@@ -99,8 +99,8 @@ def test_a_higher_prior_precision_takes_samples_from_earlier_states():
     torch.testing.assert_close(loaded.sample(3).sort(0).values, states[:, 4].sort(0).values)
 
 
-def test_a_posterior_without_a_walk_of_its_own_takes_this_one_beyond_the_full_batch(monkeypatch):
-    monkeypatch.setattr("laplace_fiber.data.FULL_BATCH_LIMIT", 30)
+def test_a_posterior_without_a_walk_of_its_own_takes_this_one_unless_data_are_few(monkeypatch):
+    monkeypatch.setattr("laplace_fiber.data.FEW_NUMBERS", 60)
     model, data = classifier()
     few = DataLoader(TensorDataset(*data.dataset[:30]), batch_size=10)
     la = FiberLaplace(model, "classification", autoencoder=FAST)

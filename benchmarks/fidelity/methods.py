@@ -26,6 +26,7 @@ from laplace_fiber import (
     LatentAutoencoder,
     SampledPosterior,
     TrajectorySampler,
+    stochastic_walk,
     typical_set_walk,
 )
 from laplace_fiber.baselines import SGLD, SWAG, LaplaceDiffusion, RiemannianLaplace
@@ -133,12 +134,13 @@ def _baseline(
     return functools.partial(fit_sampled, build=build)
 
 
-def _fiber(preset: Callable[..., TrajectorySampler] = TrajectorySampler, **walk: Any) -> Method:
-    """FiberLaplace with the default settings of a walk but for those given."""
+def _fiber(preset: Callable[..., TrajectorySampler] = TrajectorySampler, *, sized: bool = False, **walk: Any) -> Method:
+    """FiberLaplace with the default settings of a walk but for those given; ``sized`` ones are told the data."""
 
     def build(problem: Problem, *args: Any, **kwargs: Any) -> SampledPosterior:
         seed, effort = problem.spec.seed, QUICK if problem.spec.quick else FULL
-        sampler = preset(**{"seed": seed, **walk, **effort.walk})
+        data = (split_loader(problem.data.train),) if sized else ()
+        sampler = preset(*data, **{"seed": seed, **walk, **effort.walk})
         return FiberLaplace(
             *args, sampler=sampler, autoencoder=LatentAutoencoder(**{"seed": seed, **effort.autoencoder}), **kwargs
         )
@@ -160,4 +162,5 @@ METHODS: dict[str, Method] = {
     "fiber-steps-20": _fiber(refinement=FixedRefinement(20)),
     "fiber-typical": _fiber(typical_set_walk),
     "fiber-typical-cold": _fiber(typical_set_walk, thermal=None),
+    "fiber-stochastic": _fiber(stochastic_walk, sized=True),
 }
