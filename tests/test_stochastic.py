@@ -174,6 +174,19 @@ def test_ends_have_the_posterior_s_spread():
         torch.testing.assert_close(found, spread * torch.eye(3, dtype=torch.float64), rtol=0, atol=0.15)
 
 
+def test_moves_take_all_data_up_to_a_limit(monkeypatch):
+    model, data = classifier()
+    settings = {"n_particles": 3, "refinement": StochasticRefinement(1.0, 4), "thermal": Thermalisation(2, 5)}
+    walk, training = walked(model, data, stochastic_walk(**settings))
+    assert not training.full
+    assert walk.acceptance > 0
+    monkeypatch.setattr("laplace_fiber.walk_ends.FULL_BATCH_LIMIT", 39)
+    with pytest.warns(UserWarning, match="with StochasticRefinement, up to 39 points"):
+        left, _ = walked(model, data, stochastic_walk(**settings))
+    assert math.isnan(left.acceptance)
+    assert walk.gradient_evaluations - left.gradient_evaluations == pytest.approx(2 * 6)
+
+
 def test_a_grid_search_walks_anew_where_each_trajectory_has_one_state():
     model, data = classifier()
     val = DataLoader(data.dataset, batch_size=40)
