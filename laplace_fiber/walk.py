@@ -27,8 +27,8 @@ from laplace_fiber.sharpness import sharpness
 from laplace_fiber.stochastic import StochasticDescent, StochasticRefinement
 from laplace_fiber.subspace import StreamingBasis
 from laplace_fiber.trace import TraceNotes
-from laplace_fiber.typical_set import Arrival, TypicalSet
-from laplace_fiber.walk_ends import exact_moves, settle, thermalise
+from laplace_fiber.typical_set import TypicalSet
+from laplace_fiber.walk_ends import arrival, exact_moves, settle, thermalise
 
 if TYPE_CHECKING:
     from laplace_fiber.trajectories import TrajectorySampler
@@ -106,7 +106,7 @@ class Walk:
             "weights": on_same_terms(origin),
             "prior_precision": on_same_terms(joint.prior_precision),
             "loss": f"{float(value):.5g}",
-            "version": 3,  # of saved walks
+            "version": 4,  # of saved walks
         }
         self.ranks.check_same(**self.identity)
         self.group = settings.chunk_size or joint.chunk_size or 0
@@ -164,7 +164,7 @@ class Walk:
 
     def _drift_among_batches(self, descent: StochasticDescent) -> None:
         if self.t == 1:
-            self._find_rate(descent)
+            self._try_out(descent)
         before = self.theta.clone()
         for rows in self.alive():
             self.theta[rows] += self.drift[rows]
@@ -175,15 +175,21 @@ class Walk:
         lost = self.lost_at <= self.settings.n_steps
         self.theta[lost] = before[lost]
 
-    def _find_rate(self, descent: StochasticDescent) -> None:
-        """By the first particle, on the first process; the data begin again afterwards."""
-        rate = self.origin.new_zeros(())
-        if self.ranks.first:
-            rate += descent.rate_from(self.origin, self.drift[0], self.data.next_batch, self.group)
-        self.ranks.share_first([rate])
-        self.eta.fill_(rate)
-        descent.rate = float(rate)
+    def _try_out(self, descent: StochasticDescent) -> None:
+        """Find rate and length by the first particle, on the first process; the data begin again afterwards."""
+        trial = (
+            descent.trial(self.origin, self.drift[0], self.data.next_batch, self.group) if self.ranks.first else (0, 0)
+        )
+        found = self.origin.new_tensor(trial)
+        self.ranks.share_first([found])
+        descent.rate, share = found.tolist()
+        self.eta.fill_(descent.rate)
+        self._shorten(share * self.reach)
         self.data.restart()
+
+    def _shorten(self, reach: float) -> None:
+        self.drift *= reach / self.reach
+        self.reach = reach
 
     def alive(self, size: int | None = None) -> Iterator[Tensor]:
         """Groups of the particles that are not lost, of ``size`` or as many as are evaluated together."""
@@ -221,6 +227,7 @@ class Walk:
             "walk": self.identity,
             "t": self.t,
             "group": self.group,
+            "reach": self.reach,
             "position": self.data.position,
             "coordinates": self.coordinates,
             "trace": self.trace.to_state(),
@@ -244,6 +251,7 @@ class Walk:
         self.t, self.coordinates = state["t"], state["coordinates"]
         self.trace.restore(state["trace"])
         self.group, self.acceptance, self.settled = state["group"], state["acceptance"], state["settled"]
+        self._shorten(state["reach"])
         self.recorder.calls = dict(state["calls"])
         if isinstance(self.descent, StochasticDescent):
             self.descent.rate = float(state["eta"][0])
@@ -260,14 +268,6 @@ class Walk:
         mine = torch.cat(terms) - level.data_term if terms else self.value[:0]
         total, count = self.ranks.sum(float(mine.sum()), len(mine))
         return total / max(count, 1)
-
-    def _arrival(self, excess: float) -> Arrival | None:
-        if self.typical is None:
-            return None
-        alive = self.theta[self.lost_at > self.settings.n_steps]
-        total, count = self.ranks.sum(float((alive - self.typical.centre).norm(dim=1).sum()), len(alive))
-        error, moved = self.settled[1] if self.settled else 0.0, self.thermal is not None
-        return self.typical.arrival(self.joint, excess, error, total / max(count, 1), moved)
 
     def _counts(self) -> Counts:
         """Of all ranks."""
@@ -290,5 +290,5 @@ class Walk:
             "acceptance": self.acceptance,
             "excess": excess,
             "common_displacement": float(coordinates[:, -1].mean(0).norm()) / self.reach,
-            "arrival": self._arrival(excess),
+            "arrival": arrival(self, excess),
         }

@@ -16,6 +16,7 @@ from laplace_fiber.refinement import Refinement, RefineToTypicalSet
 from laplace_fiber.settling import Settling
 from laplace_fiber.stochastic import StochasticRefinement
 from laplace_fiber.thermal import Heat, Thermalisation
+from laplace_fiber.typical_set import Arrival
 
 if TYPE_CHECKING:
     from laplace_fiber.walk import Walk
@@ -85,3 +86,13 @@ def settle(walk: Walk, dimension: float) -> tuple[float, float]:
     figures = (settling.excess[alive], settling.errors[alive].square())
     *sums, count = walk.ranks.sum(*(float(f.sum()) for f in figures), float(alive.sum()))
     return sums[0] / max(count, 1), (sums[1] / max(count, 1)) ** 0.5
+
+
+def arrival(walk: Walk, excess: float) -> Arrival | None:
+    """Where the particles of a walk to the typical set are, from their mean excess, and where they should be."""
+    if walk.typical is None:
+        return None
+    alive = walk.theta[walk.lost_at > walk.settings.n_steps]
+    total, count = walk.ranks.sum(float((alive - walk.typical.centre).norm(dim=1).sum()), len(alive))
+    error, moved = walk.settled[1] if walk.settled else 0.0, walk.thermal is not None
+    return walk.typical.arrival(walk.joint, excess, error, total / max(count, 1), moved)

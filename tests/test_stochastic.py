@@ -273,6 +273,30 @@ def test_the_largest_learning_rate_that_comes_about_as_far_as_any_is_taken(radiu
     assert (len(enough) == 4) == (radius_share == 0.05)
 
 
+def test_drifts_are_halved_until_a_trial_comes_back():
+    model, data = classifier()
+    far = {"n_particles": 3, "norm_share": None}
+    reach = {}
+    for name, settings in [("found", {}), ("given", {"refinement": StochasticRefinement(learning_rate=0.05)})]:
+        la = FiberLaplace(
+            model, "classification", prior_precision=1e-5, sampler=stochastic_walk(**far, **settings), autoencoder=FAST
+        )
+        la.fit(data)
+        reach[name] = la.report.reach
+        if name == "found":
+            away = la.fitted.subspace.to_weights(la.fitted.states[:, -1]) - la.mean
+            assert la.report.nll_walk[-1] < 1.5 * la.report.nll_map
+            assert float(away.norm(dim=1).max()) < reach["found"] * 3
+    halvings = math.log2(reach["given"] / reach["found"])
+    assert halvings == pytest.approx(round(halvings))
+    assert 1 <= halvings <= 6
+    # From there a trial comes back: no more is taken away.
+    sampler = stochastic_walk(n_particles=3, reach=reach["found"])
+    again = FiberLaplace(model, "classification", prior_precision=1e-5, sampler=sampler, autoencoder=FAST)
+    again.fit(data)
+    assert again.report.reach == pytest.approx(reach["found"])
+
+
 def test_a_drift_is_no_longer_than_five_times_the_trained_weights():
     theta = torch.full((4,), 0.5)
     for tau, length in [(0.01, 5.0), (100.0, 0.1)]:  # half the prior's radius: 10, 0.1
@@ -292,7 +316,8 @@ def test_drifts_are_short_where_batch_norm_moves():
         batch_size=16,
     )
     for subset, share in [("all", 0.25), ("last_layer", 5.0)]:
-        la = FiberLaplace(model, "classification", prior_precision=1e-6, sampler=stochastic_walk(), subset=subset)
+        sampler = stochastic_walk(refinement=StochasticRefinement(learning_rate=0.01))  # not tried out, nor shortened
+        la = FiberLaplace(model, "classification", prior_precision=1e-6, sampler=sampler, subset=subset)
         la.fit(data)
         assert la.report.reach == pytest.approx(share * float(la.mean.norm()), rel=1e-5)
 
