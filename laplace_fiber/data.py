@@ -18,7 +18,7 @@ FULL_BATCH_LIMIT = 10_000
 """``batch="auto"`` walks on the whole data up to this many points, on the loader's batches beyond."""
 
 FEW_NUMBERS = 2**16
-"""Data whose inputs are at most so many numbers are few: a step on all of them takes about as long as on a batch."""
+"""Data whose inputs are at most so many numbers are few: walks can afford gradients of all of them."""
 
 
 class Batch(NamedTuple):
