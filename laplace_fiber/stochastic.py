@@ -51,7 +51,7 @@ class StochasticRefinement:
     learning_rate
         At the beginning of each. ``None`` tries a tenth, 0.03, 0.01 and 0.003 of the root mean square of the trained
         weights for a hundred steps after the first drift, and takes the largest by which the loss falls about as far as
-        by any. If it falls by none, all drifts are halved, and the rates tried again.
+        by any. If none recovers half of what training has gained, all drifts are halved, and the rates tried again.
     """
 
     epochs: float = 25.0
