@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -104,10 +104,11 @@ def fit_compared(
     *,
     method: comparison.Method,
     choice: Choice | None = None,
+    train_loader: Iterable[Any] | None = None,
 ) -> Fitted:
     """A method of the registry with its best settings. ``fit_seconds`` is the fit that is kept, without the search.
 
-    ``choice`` None takes that of the small tables.
+    ``choice`` None takes that of the small tables, ``train_loader`` None the training data as they are.
     """
     name = method.name.removesuffix(TEMPERATURE)
     choice = choice or Choice(BUDGET)
@@ -121,8 +122,8 @@ def fit_compared(
     if name in OF_SEVERAL_NETWORKS or (name == "ensemble" and augmented):
         members = [train_timed(dataset, s, training) for s in member_seeds(seed, effort)]
         models, training_seconds = tuple(m for m, _ in members), sum(seconds for _, seconds in members)
-    loaders = split_loader(dataset.train, choice.batch_size), split_loader(dataset.val)
-    task = Task(models, dataset.likelihood, *loaders, sigma, effort.n_samples)
+    train_loader = train_loader or split_loader(dataset.train, choice.batch_size)
+    task = Task(models, dataset.likelihood, train_loader, split_loader(dataset.val), sigma, effort.n_samples)
     with _random_state_of(seed, task.device), tqdm(desc="settings", total=choice.budget.n_settings) as bar:
 
         def report(n_settings: int, lowest: float) -> None:

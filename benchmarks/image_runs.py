@@ -22,9 +22,9 @@ from benchmarks import environment, images
 from benchmarks.compared import OF_SEVERAL_NETWORKS, fit_compared
 from benchmarks.corruptions import CORRUPTIONS, SEVERITIES, corrupted, frost_pictures
 from benchmarks.datasets import Dataset, Split
-from benchmarks.image_choices import image_choice, image_method
+from benchmarks.image_choices import goes_on, image_choice, image_method
 from benchmarks.methods import LOADER_BATCH
-from benchmarks.models import Training, train, training_for
+from benchmarks.models import AugmentedTraining, Training, augmenting_loader, train, training_for
 from benchmarks.networks import Body, Head
 from benchmarks.runs import Run
 from benchmarks.tabular import data_of
@@ -143,8 +143,13 @@ def measure(run: Run) -> dict[str, Any]:
     given = problem(run)
     dataset = given.dataset
     environment.reset_peak_memory()
-    method, choice = image_method(run.method, given.model), image_choice(run.method)
-    fitted = fit_compared(given.model, dataset, 1.0, run.seed, run.effort, method=method, choice=choice)
+    training, loader = training_of(run), None
+    if isinstance(training, AugmentedTraining) and goes_on(run.method):
+        loader = augmenting_loader(given.pictures.train, training, given.encode)
+    method, choice = image_method(run.method, given.model, training), image_choice(run.method)
+    fitted = fit_compared(
+        given.model, dataset, 1.0, run.seed, run.effort, method=method, choice=choice, train_loader=loader
+    )
     metrics = {part: scores(fitted.predict, s) for part, s in (("validation", dataset.val), ("test", dataset.test))}
     timed = dataset.test[0][:TIMED_INPUTS]
     start = environment.clock()
@@ -159,7 +164,8 @@ def measure(run: Run) -> dict[str, Any]:
         "peak_memory_mib": environment.peak_memory_mib(),
         **environment.peak_gpu_memory(),
         "settings": {
-            "training": asdict(training_of(run)),
+            "training": asdict(training),
+            "augmented": loader is not None,
             "effort": asdict(run.effort),
             "seconds": environment.kind_of_seconds(),
             **fitted.info,

@@ -9,17 +9,19 @@ import hashlib
 import itertools
 import json
 import math
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.utils.data import BatchSampler, DataLoader, RandomSampler, TensorDataset
 from tqdm import tqdm
 
 from benchmarks import environment
-from benchmarks.datasets import LAYERS, Dataset
+from benchmarks.datasets import LAYERS, Dataset, Split
 from benchmarks.networks import ConvNet, ResNet, built_from
 from benchmarks.records import write_tensors
 
@@ -84,7 +86,8 @@ _TRAININGS = {
     "mnist": Training(lr=3e-3, epochs=30, cosine=True),
     "fashion": Training(lr=3e-3, epochs=30, cosine=True),
     "cifar10-small": AugmentedTraining(lr=5e-3, weight_decay=0.05, batch_size=128, epochs=20, cosine=True),
-    "cifar10": AugmentedTraining(lr=2e-3, weight_decay=0.05, batch_size=512, epochs=24, cosine=True),
+    # Divides the 42,500 images: a last batch of four would spoil the running statistics of batch norm.
+    "cifar10": AugmentedTraining(lr=2e-3, weight_decay=0.05, batch_size=500, epochs=24, cosine=True),
 }
 
 
@@ -193,8 +196,11 @@ def _fit(model: nn.Module, dataset: Dataset, training: Training, generator: torc
     model.to(memory_format=torch.contiguous_format)
 
 
-def augmented(x: Tensor, shift: int, generator: torch.Generator) -> Tensor:
-    """Images (b, channels, h, w), each mirrored left to right or not, and shifted within a margin of zeros."""
+def augmented(x: Tensor, shift: int, generator: torch.Generator | None = None) -> Tensor:
+    """Images (b, channels, h, w), each mirrored left to right or not, and shifted within a margin of zeros.
+
+    Without a generator, the global one decides.
+    """
     mirrored = (torch.rand(len(x), generator=generator) < 0.5).to(x.device)
     x = torch.where(mirrored[:, None, None, None], x.flip(-1), x)
     rows, columns = x.shape[2:]
@@ -203,6 +209,24 @@ def augmented(x: Tensor, shift: int, generator: torch.Generator) -> Tensor:
     every, of_rows, of_columns = (torch.arange(n, device=x.device) for n in (len(x), rows, columns))
     places = (down + of_rows)[:, :, None], (right + of_columns)[:, None, :]
     return padded.permute(0, 2, 3, 1)[every[:, None, None], *places].permute(0, 3, 1, 2)
+
+
+def augmenting_loader(
+    split: Split, training: AugmentedTraining, encode: Callable[[Tensor], Tensor]
+) -> DataLoader[tuple[Tensor, ...]]:
+    """Images as training has them: in another order each time, mirrored and shifted at random, then encoded.
+
+    A batch is taken by one indexing operation. An incomplete one, whose few images would count as much as the others',
+    is left out. The global random state decides, as where any DataLoader shuffles.
+    """
+    data: Any = TensorDataset(*split)
+    size = min(training.batch_size or len(data), len(data))
+
+    def prepared(batch: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+        return encode(augmented(batch[0], training.shift)), batch[1]
+
+    batches = BatchSampler(RandomSampler(data), size, drop_last=True)
+    return DataLoader(data, batch_size=None, sampler=batches, collate_fn=prepared)
 
 
 def _key(dataset: Dataset, network: Architecture, training: Training) -> str:

@@ -21,6 +21,7 @@ from benchmarks.networks import Body, ConvNet, Head, ResNet, built_from
 from benchmarks.run import run_all
 from benchmarks.runs import Run
 from laplace_fiber.comparison import METHODS
+from laplace_fiber.data import TrainingData
 
 
 def generator(seed: int = 0) -> torch.Generator:
@@ -226,6 +227,33 @@ def test_augmented_images_are_mirrored_and_shifted():
     x[:, 0, 4, 3] = 1
     places = {tuple(p[1:]) for p in torch.nonzero(models.augmented(x, 1, generator())[:, 0]).tolist()}
     assert places == {(row, column) for row in (3, 4, 5) for column in (2, 3, 4, 5, 6)}
+
+
+def test_methods_that_go_on_with_the_training_see_augmented_images_in_whole_batches():
+    x, y = torch.zeros(50, 1, 9, 9), torch.arange(50)
+    x[:, 0, 4, 3] = 1
+    training = models.AugmentedTraining(batch_size=20, shift=1)
+    data = TrainingData(models.augmenting_loader((x, y), training, lambda images: 2 * images), x.device, "loader")
+    assert data.n_data == 40  # two whole batches of twenty
+    first = [data.next_batch().blocks[0] for _ in range(4)]
+    assert all(len(torch.unique(labels)) == 20 and images.max() == 2 for images, labels in first)
+    assert not torch.equal(first[0][1], first[2][1])  # another order in the second pass
+    places = {tuple(p[1:]) for images, _ in first for p in torch.nonzero(images[:, 0]).tolist()}
+    assert places == {(row, column) for row in (3, 4, 5) for column in (2, 3, 4, 5, 6)}
+    data.restart()
+    assert all(map(torch.equal, data.next_batch().blocks[0], first[0]))
+
+
+@pytest.mark.filterwarnings("ignore:The network is not at a minimum")
+@pytest.mark.parametrize(
+    ("dataset", "method", "augmented"),
+    [("cifar10-small", "sgld", True), ("cifar10-small", "last_layer", False), ("mnist", "sgld", False)],
+)
+def test_runs_tell_whether_the_method_saw_augmented_images(dataset, method, augmented, tmp_path, monkeypatch):
+    monkeypatch.setattr(image_runs, "beyond_the_test_data", lambda *_: {})
+    experiment = "mnist" if dataset == "mnist" else "cifar10"
+    run = Run(experiment, dataset, method, 0, quick=True, out=tmp_path)
+    assert image_runs.measure(run)["settings"]["augmented"] is augmented
 
 
 # --- limits and runs -------------------------------------------------------------------------------------------------
