@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from laplace_fiber.advice import signs, warned_of
 from laplace_fiber.balance import balance
 from laplace_fiber.data import TrainingData
 from laplace_fiber.evidence import EvidenceChoice
@@ -65,6 +65,9 @@ class FitReport:
         Particles evaluated together; fix it with ``chunk_size`` for results that repeat to the last bit.
     basis_rank
         Dimension of the walk's subspace.
+    closeness
+        Training loss of the last states over that of the trained weights, without normalising constants: far below 1,
+        they fit the training data more closely.
     lost_particles, n_particles
         Particles stopped early by an objective that was not finite, of how many.
     gradient_norm, gradient_imbalance
@@ -108,6 +111,7 @@ class FitReport:
     gradient_imbalance: float
     balanced_prior_precision: float | None
     common_displacement: float
+    closeness: float = math.nan
     excess: float = math.nan
     acceptance: float = math.nan
     drawn_at: tuple[float, ...] = POSITIONS
@@ -132,42 +136,7 @@ class FitReport:
 
     def advice(self) -> list[str]:
         """One sentence for each sign that the posterior should not be trusted as it is; empty if there is none."""
-        found = []
-        if self.distance < 0.3 * self.reach:
-            found.append(
-                f"Samples cluster near the trained weights ({self.distance:.2g} of a reach of {self.reach:.2g}): "
-                "refinement undoes the drift; allow a higher level or fewer refinement steps, or a longer reach."
-            )
-        if self.nll_walk[-1] - self.nll_map > 0.5:
-            found.append(
-                f"The walk leaves the low-loss set (training NLL {self.nll_walk[-1]:.3g} at its end, "
-                f"{self.nll_map:.3g} at the MAP): choose the prior precision on validation data, or allow more "
-                "refinement steps or more drifts."
-            )
-        if self.reconstruction_error > 0.1 or abs(self.decoded_gap) > 0.05:
-            found.append(
-                f"Decoded samples differ from the walk's states (NLL by {self.decoded_gap:+.1%}, weights by "
-                f"{self.reconstruction_error:.1%}): widen the autoencoder, or use posterior='states'."
-            )
-        if self.straightness < 0.9 or self.predictive_gap > 0.02:
-            found.append(
-                f"The latent space bends the walk (straightness {self.straightness:.2f}, predictions move by "
-                f"{self.predictive_gap:.3f}), which costs calibration: "
-                "train the autoencoder longer, or raise lambda_minus."
-            )
-        if self.rejected_share > 0.5:
-            found.append(
-                f"{self.rejected_share:.0%} of refinement steps raised the objective and were taken back: use a larger "
-                "batch or a float64 model."
-            )
-        if self.acceptance < 0.4:
-            found.append(
-                f"{1 - self.acceptance:.0%} of the last Hamiltonian trajectories were rejected: particles have not "
-                "reached the typical set; allow more trajectories (thermal), or use a float64 model."
-            )
-        for part in (self.arrival, self.evidence):
-            found += part.warnings() if part else ()
-        return found + list(self.warnings)
+        return [*signs(self), *self.warnings]
 
     def __repr__(self) -> str:
         return str(self)
@@ -224,8 +193,9 @@ def report_on(
     shown = states[:, near].flatten(0, 1)
     missed = (lines.coordinates(everyone, knots[near].repeat(len(states))) - shown).square().sum(-1).mean()
     imbalance, balanced = balance(joint, origin, data.some(_between(FEWEST, gone_through / 10, data.n_data)))
-    lost = int((walk.lost_at <= last).sum())
-    return FitReport(
+    losses = on_walk.data_term.view(len(POSITIONS), n)[-1]
+    closeness = float(losses.mean() / trained.data_term.clamp(min=1e-30))
+    report = FitReport(
         objective_map=float(trained.objective),
         nll_map=float(trained.nll),
         positions=POSITIONS,
@@ -241,44 +211,21 @@ def report_on(
         gradient_evaluations=walk.gradient_evaluations,
         group_size=walk.group_size,
         basis_rank=states.shape[-1],
-        lost_particles=lost,
+        lost_particles=int((walk.lost_at <= last).sum()),
         n_particles=len(states),
         gradient_norm=walk.gradient_norm,
         gradient_imbalance=imbalance,
         balanced_prior_precision=balanced,
         common_displacement=walk.common_displacement,
+        closeness=closeness,
         excess=walk.excess,
         acceptance=walk.acceptance,
         drawn_at=tuple(position for position, is_drawn in zip(POSITIONS, drawn.tolist(), strict=True) if is_drawn),
         arrival=walk.arrival,
         evidence=walk.evidence,
         trace=walk.trace,
-        warnings=tuple(_warnings(walk, imbalance, balanced, lost, len(states))),
     )
-
-
-def _warnings(
-    walk: Trajectories, imbalance: float, balanced: float | None, lost: int, n_particles: int
-) -> Iterator[str]:
-    if imbalance > 0.5:
-        chance = n_particles**-0.5
-        shared = "a pull that they share" if walk.common_displacement > 2 * chance else "no sign of a shared pull"
-        remedy = (
-            f"prior_precision={balanced:.2g} fits the trained weights best"
-            if balanced is not None
-            else "train on with weight decay prior_precision / n_data on the mean loss"
-        )
-        yield (
-            f"The network is not at a minimum of the objective for this prior_precision (gradient norm "
-            f"{walk.gradient_norm:.3g}, imbalance {imbalance:.2f}). The particles' common displacement is "
-            f"{walk.common_displacement:.2f} of the reach, chance {chance:.2f}: {shared}. If predictions disappoint, "
-            f"{remedy}."
-        )
-    if lost:
-        yield (
-            f"{lost} of {n_particles} particles met an objective that was not finite and stopped at their last good "
-            "state: use a shorter reach, a larger prior_precision, or a float64 model."
-        )
+    return replace(report, warnings=tuple(warned_of(report)))
 
 
 def _drawn_near(positions: Float[Tensor, " k"], law: PositionLaw) -> Bool[Tensor, " k"]:

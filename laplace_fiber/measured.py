@@ -15,8 +15,8 @@ from laplace_fiber.subspace import Subspace
 
 
 class Measured:
-    """Objective and loss at each of some points of a subspace, and the averaged prediction of the first block by those
-    that count.
+    """Objective, loss and its data term at each of some points of a subspace, and the averaged prediction of the first
+    block by those that count.
 
     One recorder for each block of the batch: layers below the moving weights run once.
     """
@@ -33,7 +33,7 @@ class Measured:
         def outputs_of(moving: Sequence[Tensor], fixed: Sequence[Tensor]) -> tuple[Tensor, ...]:
             return (joint.network.many(moving[0], fixed[0]),)
 
-        objective, nll = [], []
+        objective, nll, data_terms = [], [], []
         total: Tensor = torch.zeros((), device=coordinates.device)
         scale = joint.n_data / (joint.temperature * batch.size)
         size = joint.chunk_size or len(coordinates)
@@ -51,4 +51,6 @@ class Measured:
                     total = total + predictions[counted].sum(0)
             objective.append((data_term + joint.prior_energy(theta)) / joint.n_data)
             nll.append(joint.nll_of(data_term, batch))
-        self.objective, self.nll, self.prediction = torch.cat(objective), torch.cat(nll), total / counts.sum()
+            data_terms.append(data_term)
+        self.objective, self.nll, self.data_term = torch.cat(objective), torch.cat(nll), torch.cat(data_terms)
+        self.prediction = total / counts.sum()

@@ -14,6 +14,7 @@ from problems import FAST, classifier, fitted, flat_problem, loader, regressor
 from torch import nn
 
 from laplace_fiber import FiberLaplace, FitReport, FixedRefinement, SampledPosterior, TrajectorySampler
+from laplace_fiber.advice import warned_of
 from laplace_fiber.paths import FORMS
 
 # --- the plugin seam -------------------------------------------------------------------------------------------------
@@ -378,6 +379,14 @@ def test_each_failure_sign_has_its_advice(sign, advice):
     assert report.advice()[0] in str(report)
 
 
+def test_samples_that_fit_far_more_closely_than_the_network_are_warned_of():
+    close = {**HEALTHY, "nll_walk": (0.05, 0.01), "closeness": 0.1}
+    (sentence,) = warned_of(FitReport(**close))
+    assert "much more closely than the trained network" in sentence
+    assert not list(warned_of(FitReport(**{**close, "closeness": 0.5})))
+    assert not list(warned_of(FitReport(**{**close, "nll_map": 0.02})))  # both fit them well
+
+
 def test_report_of_a_fit(classification):
     la, data = classification
     report = la.report
@@ -388,6 +397,13 @@ def test_report_of_a_fit(classification):
     assert report.lost_particles == 0
     assert 0 <= report.rejected_share < 1
     assert "train NLL, decoded" in str(report)
+
+
+def test_report_compares_losses_without_their_normalising_constants(classification, regression):
+    per_output = math.log(0.2 * math.sqrt(2 * math.pi))  # the fixture's noise
+    for (la, _), constant in [(classification, 0.0), (regression, per_output * regression[0].n_outputs)]:
+        end, trained = la.report.nll_walk[-1] - constant, la.report.nll_map - constant
+        assert la.report.closeness == pytest.approx(end / trained, rel=1e-6)
 
 
 def test_report_measures_the_distance_of_decoded_samples():

@@ -26,12 +26,14 @@ from laplace_fiber import (
     RefineToTypicalSet,
     TrajectorySampler,
     plots,
+    stochastic_walk,
     typical_set_walk,
 )
 
 ROOT = Path(__file__).resolve().parents[2]
 PICTURES = ROOT / "docs" / "img" / "signs"
 SIGMA = 0.3
+JITTER = 0.3
 SHORT = {"n_particles": 16, "n_steps": 10}
 N_DRAWS = 20
 FAR = 1000.0
@@ -124,6 +126,51 @@ def walk(**settings: Any) -> TrajectorySampler:
     return TrajectorySampler(**{**SHORT, **settings})
 
 
+class Jittered(DataLoader[tuple[Tensor, ...]]):
+    """A loader whose inputs come with noise, anew each time."""
+
+    def __iter__(self) -> Any:
+        """Batches of noisy inputs and targets."""
+        return ((x + JITTER * torch.randn_like(x), y) for x, y in super().__iter__())
+
+
+@cache
+def arcs() -> tuple[Tensor, Tensor]:
+    """Two classes of 60 points each, along arcs and overlapping a little."""
+    generator = torch.Generator().manual_seed(0)
+    angle = torch.rand(2, 60, generator=generator) * torch.pi
+    x = torch.stack([angle.cos(), angle.sin()], dim=-1)
+    x[1] = torch.tensor([1.0, 0.3]) - x[1]
+    return (x + 0.25 * torch.randn(x.shape, generator=generator)).flatten(0, 1), torch.arange(2).repeat_interleave(60)
+
+
+@cache
+def classifier() -> nn.Module:
+    """A network trained on noisy inputs, so that its boundary is smooth."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(2, 48), nn.ReLU(), nn.Linear(48, 48), nn.ReLU(), nn.Linear(48, 2))
+        optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
+        loader = Jittered(TensorDataset(*arcs()), batch_size=30, shuffle=True)
+        for x, y in (batch for _ in range(200) for batch in loader):
+            optimizer.zero_grad()
+            nn.functional.cross_entropy(model(x), y).backward()
+            optimizer.step()
+    return model
+
+
+def classify(loader: type[DataLoader[Any]]) -> FiberLaplace:
+    """A walk among batches from that network, on the points as they are or on noisy ones."""
+    la = FiberLaplace(classifier(), "classification", prior_precision=0.03, sampler=stochastic_walk(n_particles=8))
+    la.fit(loader(TensorDataset(*arcs()), batch_size=30, shuffle=True))
+    return la
+
+
+def draw_classes(la: FiberLaplace, axes: Sequence[Axes]) -> None:
+    """Class probabilities around the points."""
+    plots.decision_surface(la.predictive_samples, *arcs(), ax=axes[0])
+
+
 def draw_functions(la: FiberLaplace, axes: Sequence[Axes]) -> None:
     """Single functions of the posterior, and the data."""
     x, y = snelson()
@@ -172,6 +219,13 @@ SIGNS = (
         lambda: fit(sampler=walk(n_steps=20, descent="plain", refinement=FixedRefinement(3))),
         lambda: fit(sampler=walk(n_steps=20)),
         draw_functions,
+    ),
+    Sign(
+        "fits_too_closely",
+        "Samples fit the training data much more closely",
+        lambda: classify(DataLoader),
+        lambda: classify(Jittered),
+        draw_classes,
     ),
     Sign(
         "decoded_samples_differ",
