@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Sequence
-from typing import Any, TypeAlias, cast
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
@@ -38,7 +38,7 @@ class Recorded:
     moving, fixed
         Arguments to record it with. Later ones must have the same shapes.
     compiled
-        Compile the head, which takes seconds to a minute.
+        Hand the head to ``torch.compile``, which takes seconds to a minute on its first call.
 
     Attributes
     ----------
@@ -64,12 +64,7 @@ class Recorded:
         simplify(whole.graph)
         self._body, head = _split(whole, n_moving)
         self.work = sum(_operations(node) for node in head.graph.nodes)
-        self._head: Callable[..., Any] = head
-        self._contiguous = compiled
-        if compiled:
-            with torch.no_grad():
-                prepared = self._body(*self._as_compiled(fixed))
-                self._head = compiled_graph(head, [*self._as_compiled(moving), *prepared])
+        self._head: Callable[..., Any] = torch.compile(head, dynamic=False, fullgraph=True) if compiled else head
         self._fixed: tuple[Tensor, ...] = ()
         self._stamps: list[int | None] = []
         self._prepared: tuple[Tensor, ...] = ()
@@ -81,24 +76,9 @@ class Recorded:
             same = len(fixed) == len(self._fixed) and all(a is b for a, b in zip(fixed, self._fixed, strict=True))
             if not same or stamps != self._stamps or None in stamps:
                 self._fixed, self._stamps = tuple(fixed), stamps
-                self._prepared = tuple(self._body(*self._as_compiled(fixed)))
-            results = tuple(self._head(*self._as_compiled(moving), *self._prepared))
+                self._prepared = tuple(self._body(*fixed))
+            results: tuple[Tensor, ...] = self._head(*moving, *self._prepared)
         return results
-
-    def _as_compiled(self, tensors: Sequence[Tensor]) -> Sequence[Tensor]:
-        """Laid out as those that the head was compiled with; nearly always they are so already."""
-        return [t.contiguous() for t in tensors] if self._contiguous else tensors
-
-
-def compiled_graph(graph: GraphModule, examples: Sequence[Tensor]) -> Callable[..., Any]:
-    """The graph compiled for tensors of these shapes, by the compiler that ``torch.compile`` calls in the end.
-
-    That would look at every argument before each call, whether it may use what it has compiled, which takes as long as
-    a step of a small network.
-    """
-    from torch._inductor import compile as compile_graph  # not with the package: it takes seconds
-
-    return cast("Callable[..., Any]", compile_graph(graph, list(examples)))
 
 
 class Recorder:
@@ -111,7 +91,7 @@ class Recorder:
     after
         Calls before a recording, which takes as long as some dozens of plain calls.
     compiled
-        Compile recordings.
+        Hand recordings to ``torch.compile``.
     """
 
     def __init__(self, after: int, compiled: bool = False) -> None:
@@ -188,7 +168,7 @@ class Recorder:
             if not self.compiled:
                 return None
             line = next(iter(str(reason).strip().splitlines()), "")
-            warnings.warn(f"The compiler failed ({type(reason).__name__}: {line}); going on without.", stacklevel=2)
+            warnings.warn(f"torch.compile failed ({type(reason).__name__}: {line}); going on without.", stacklevel=2)
             self.compiled = False
             return self._record(function, moving, fixed)
         agrees = (torch.allclose(a, b, 1e-3, 1e-4, equal_nan=True) for a, b in zip(expected, results, strict=True))

@@ -161,9 +161,9 @@ class TrajectorySampler:
         posterior's ``mean`` then lies. Networks that differ by such factors get the same posterior. Layers have to be
         in sequence: see :func:`laplace_fiber.geometry.canonicalize`.
     compile
-        Compile the steps, which makes them several times faster for small networks and takes up to a minute. ``None``
-        does so when the first drift shows that the walk will take more than ten minutes and particles are evaluated
-        together.
+        Run steps through ``torch.compile``: several times faster for small networks, after a compilation of up to a
+        minute. ``None`` does so when the first drift shows that the walk will take more than ten minutes and particles
+        are evaluated together.
     autocast
         Lower precision for forward and backward passes, such as ``torch.bfloat16``; weights and losses stay in full.
     basis
