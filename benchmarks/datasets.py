@@ -15,9 +15,11 @@ import hashlib
 import json
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.data import BatchSampler, DataLoader, RandomSampler, SequentialSampler, TensorDataset
 
 from benchmarks.sources import Source, present, verified
 from benchmarks.tables import TABLES, parse_table, read_text, stand_in_text
@@ -162,3 +164,12 @@ def snelson_grid() -> Tensor:
 def _numbers(source: Source) -> Tensor:
     """One number per line of a shipped file -> (b, 1) float32."""
     return torch.tensor([float(line) for line in verified(source, SHIPPED).split()]).unsqueeze(1)
+
+
+def indexed_loader(
+    split: Split, batch_size: int, *, shuffled: bool, drop_last: bool = False, **settings: Any
+) -> DataLoader[tuple[Tensor, ...]]:
+    """Batches that are taken by one indexing operation each, not point by point."""
+    data: Any = TensorDataset(*split)
+    order = RandomSampler(data) if shuffled else SequentialSampler(data)
+    return DataLoader(data, batch_size=None, sampler=BatchSampler(order, batch_size, drop_last), **settings)

@@ -17,10 +17,10 @@ from typing import Any, Literal, Protocol
 import torch
 from laplace import FullLaplace
 from torch import Tensor, nn
-from torch.utils.data import BatchSampler, DataLoader, SequentialSampler, TensorDataset
+from torch.utils.data import DataLoader, TensorDataset
 
 from benchmarks import environment
-from benchmarks.datasets import Dataset, Split
+from benchmarks.datasets import Dataset, Split, indexed_loader
 from benchmarks.models import train_timed, training_for
 from laplace_fiber import FiberLaplace, LatentAutoencoder, TrajectorySampler, low_rank_laplace
 from laplace_fiber.metrics import Prediction, evaluate
@@ -240,8 +240,6 @@ def split_loader(split: Split, batch_size: int = LOADER_BATCH) -> DataLoader[tup
 
     Data on a GPU are taken from it by one indexing operation a batch, not point by point.
     """
-    data: Any = TensorDataset(*split)
     if split[0].is_cuda:
-        batches = BatchSampler(SequentialSampler(data), batch_size, drop_last=False)
-        return DataLoader(data, batch_size=None, sampler=batches, generator=torch.Generator())
-    return DataLoader(data, batch_size=batch_size, generator=torch.Generator())
+        return indexed_loader(split, batch_size, shuffled=False, generator=torch.Generator())
+    return DataLoader(TensorDataset(*split), batch_size=batch_size, generator=torch.Generator())

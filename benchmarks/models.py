@@ -12,16 +12,16 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import Literal, TypeAlias
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from torch.utils.data import BatchSampler, DataLoader, RandomSampler, TensorDataset
+from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from benchmarks import environment
-from benchmarks.datasets import LAYERS, Dataset, Split
+from benchmarks.datasets import LAYERS, Dataset, Split, indexed_loader
 from benchmarks.networks import ConvNet, ResNet, built_from
 from benchmarks.records import write_tensors
 
@@ -216,17 +216,16 @@ def augmenting_loader(
 ) -> DataLoader[tuple[Tensor, ...]]:
     """Images as training has them: in another order each time, mirrored and shifted at random, then encoded.
 
-    A batch is taken by one indexing operation. An incomplete one, whose few images would count as much as the others',
-    is left out. The global random state decides, as where any DataLoader shuffles.
+    An incomplete batch, whose few images would count as much as the others', is left out. The global random state
+    decides, as where any DataLoader shuffles.
     """
-    data: Any = TensorDataset(*split)
-    size = min(training.batch_size or len(data), len(data))
+    n = len(split[0])
 
     def prepared(batch: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
         return encode(augmented(batch[0], training.shift)), batch[1]
 
-    batches = BatchSampler(RandomSampler(data), size, drop_last=True)
-    return DataLoader(data, batch_size=None, sampler=batches, collate_fn=prepared)
+    size = min(training.batch_size or n, n)
+    return indexed_loader(split, size, shuffled=True, drop_last=True, collate_fn=prepared)
 
 
 def _key(dataset: Dataset, network: Architecture, training: Training) -> str:

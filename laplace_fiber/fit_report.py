@@ -65,9 +65,6 @@ class FitReport:
         Particles evaluated together; fix it with ``chunk_size`` for results that repeat to the last bit.
     basis_rank
         Dimension of the walk's subspace.
-    closeness
-        Training loss of the last states over that of the trained weights, without normalising constants: far below 1,
-        they fit the training data more closely.
     lost_particles, n_particles
         Particles stopped early by an objective that was not finite, of how many.
     gradient_norm, gradient_imbalance
@@ -76,6 +73,9 @@ class FitReport:
         The scalar τ at which the trained weights are closest to a minimum of J; None if no positive one is.
     common_displacement
         Mean displacement of all particles over the reach; independent drifts leave about 1/√n_particles.
+    closeness
+        Training loss of the last states over that of the trained weights, without normalising constants: far below 1,
+        they fit the training data more closely.
     excess
         Mean excess of the negative log-likelihood at the walk's end, in nats.
     acceptance

@@ -15,9 +15,10 @@ import torch
 from laplace import Laplace
 from torch import Tensor, nn
 from torch.nn import functional
-from torch.utils.data import BatchSampler, DataLoader, RandomSampler, TensorDataset
+from torch.utils.data import DataLoader
 from tqdm import tqdm
 
+from benchmarks.datasets import indexed_loader
 from benchmarks.report import markdown_table
 from benchmarks.speed.common import Options
 from benchmarks.speed.networks import coloured_images, n_weights, resnet18, unit_precision
@@ -229,5 +230,4 @@ def _recorded(method: Callable[[], dict[str, Any]], device: torch.device) -> dic
 
 def _loader(x: Tensor, y: Tensor, batch: int) -> Loader:
     """Shuffled batches, each taken from the device's memory by one indexing operation."""
-    data = TensorDataset(x, y)
-    return DataLoader(data, batch_size=None, sampler=BatchSampler(RandomSampler(data), batch, drop_last=False))
+    return indexed_loader((x, y), batch, shuffled=True)
