@@ -20,7 +20,7 @@ from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from laplace_fiber.data import Batch
-from laplace_fiber.weights import NetworkFunction, difference_step
+from laplace_fiber.weights import Inputs, NetworkFunction, difference_step
 
 WHOLE_ELEMENTS, BLOCK_ELEMENTS = 2**20, 2**17
 """Above the first, weights meet their prior in blocks of the second, which stay in the cache."""
@@ -74,7 +74,7 @@ class LogJoint:
         totals = []
         for x, y in batch.blocks:
             with self._precision():
-                outputs = self.network.many(thetas, x)
+                outputs = self.network.many(thetas, self._laid_out(x))
             totals.append(self.loss_of(outputs.to(thetas.dtype), y))
         return totals[0] if len(totals) == 1 else torch.stack(totals).sum(0)
 
@@ -191,6 +191,12 @@ class LogJoint:
         if self.autocast is None:
             return nullcontext()
         return torch.autocast(self.network.tensors[0].device.type, self.autocast)
+
+    def _laid_out(self, x: Inputs) -> Inputs:
+        """Images channels last, as convolutions in lower precision on a GPU want them; layers follow their input."""
+        if self.autocast is None or not isinstance(x, Tensor) or not x.is_cuda or x.ndim != 4:
+            return x
+        return x.contiguous(memory_format=torch.channels_last)
 
     def _chunks(self, thetas: Tensor) -> tuple[Tensor, ...]:
         # A loop gains nothing from rows evaluated together, and would keep all their graphs alive.

@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.fx import Graph, GraphModule, Node
 from torch.fx.experimental.proxy_tensor import make_fx
 
+from laplace_fiber.captured import captured_if_it_pays
 from laplace_fiber.graph_nodes import value_of
 from laplace_fiber.rewrites import simplify
 
@@ -64,7 +65,12 @@ class Recorded:
         simplify(whole.graph)
         self._body, head = _split(whole, n_moving)
         self.work = sum(_operations(node) for node in head.graph.nodes)
-        self._head: Callable[..., Any] = torch.compile(head, dynamic=False, fullgraph=True) if compiled else head
+        self._head: Callable[..., Any]
+        if compiled:
+            self._head = torch.compile(head, dynamic=False, fullgraph=True)
+        else:
+            with torch.no_grad():
+                self._head = captured_if_it_pays(head, (*moving, *self._body(*fixed)), self.work)
         self._fixed: tuple[Tensor, ...] = ()
         self._stamps: list[int | None] = []
         self._prepared: tuple[Tensor, ...] = ()

@@ -145,7 +145,7 @@ class StochasticDescent:
         parts, grads = ([theta], [self.grad]) if len(rates) == 1 else (theta.unbind(), self.grad.unbind())
         for part, grad in zip(parts, grads, strict=True):
             part.grad = grad
-        adam = torch.optim.Adam([{"params": [p], "lr": lr} for p, lr in zip(parts, rates, strict=True)])
+        adam = torch.optim.Adam([{"params": [p], "lr": lr} for p, lr in zip(parts, rates, strict=True)], fused=True)
         schedule = CosineAnnealingLR(adam, n_steps)
         for step in range(n_steps):
             yield step

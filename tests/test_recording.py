@@ -8,6 +8,7 @@ from problems import classifier, joint_of, loader, regressor
 from torch import nn
 
 from laplace_fiber import FiberLaplace, FixedRefinement, TrajectorySampler, recording
+from laplace_fiber.captured import Captured, captured_if_it_pays
 from laplace_fiber.recording import Recorded, Recorder
 from laplace_fiber.weights import NetworkFunction
 
@@ -271,3 +272,45 @@ def test_long_walks_are_compiled_without_being_asked(worth, compiles, monkeypatc
     with joint.network.evaluation():
         sampler.walk(joint, joint.network.theta(), training)
     assert bool(compiled) == compiles
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("subset", ["all", ["second", "last"]])
+@pytest.mark.parametrize("autocast", [None, torch.bfloat16])
+def test_recordings_on_a_gpu_are_captured_and_equal_plain_calls(subset, autocast):
+    """For weights and data that the capture has not seen, in results that the next call leaves alone."""
+    model, (x, y) = residual().float().cuda(), images()
+    joint, training = joint_of(model, loader(x.float(), y), "classification", subset=subset, autocast=autocast)
+    with joint.network.evaluation():
+        theta, batch = joint.network.theta()[None], training.everything()
+
+        def evaluate(moving, fixed):
+            return tuple(joint.evaluate(moving[0], batch.with_tensors(fixed)))
+
+        recorded = Recorded(evaluate, [theta], batch.tensors())
+        assert isinstance(recorded._head, Captured)
+        cases = [(scale * theta, [t.flip(0) for t in batch.tensors()]) for scale in (1.0, 1.3, 0.7)]
+        results = [recorded([weights], data) for weights, data in cases]
+        tolerance = 1e-4 if autocast is None else 3e-2
+        for (weights, data), result in zip(cases, results, strict=True):
+            for new, old in zip(result, evaluate([weights], data), strict=True):
+                torch.testing.assert_close(new, old, rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_what_waits_for_the_gpu_is_not_captured():
+    def nonzero(x):
+        return (x.nonzero(),)
+
+    inputs = [torch.tensor([0.0, 1.0], device="cuda")]
+    assert captured_if_it_pays(nonzero, inputs, work=1.0) is nonzero
+    assert torch.equal(nonzero(*inputs)[0], torch.ones(1, 1, dtype=torch.int64, device="cuda"))
+    assert isinstance(captured_if_it_pays(lambda x: (2 * x,), inputs, work=1.0), Captured)
+    assert not isinstance(captured_if_it_pays(lambda x: (2 * x,), inputs, work=1e13), Captured)
+
+
+def test_nothing_is_captured_on_a_cpu():
+    def double(x):
+        return (2 * x,)
+
+    assert captured_if_it_pays(double, [torch.ones(2)], work=1.0) is double
