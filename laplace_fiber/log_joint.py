@@ -74,7 +74,7 @@ class LogJoint:
         totals = []
         for x, y in batch.blocks:
             with self._precision():
-                outputs = self.network.many(thetas, self._laid_out(x))
+                outputs = self.network.many(thetas, self._laid_out(x, len(thetas)))
             totals.append(self.loss_of(outputs.to(thetas.dtype), y))
         return totals[0] if len(totals) == 1 else torch.stack(totals).sum(0)
 
@@ -192,9 +192,10 @@ class LogJoint:
             return nullcontext()
         return torch.autocast(self.network.tensors[0].device.type, self.autocast)
 
-    def _laid_out(self, x: Inputs) -> Inputs:
+    def _laid_out(self, x: Inputs, n_rows: int) -> Inputs:
         """Images channels last, as convolutions in lower precision on a GPU want them; layers follow their input."""
-        if self.autocast is None or not isinstance(x, Tensor) or not x.is_cuda or x.ndim != 4:
+        one_by_one = n_rows == 1 or not self.network.batches
+        if self.autocast is None or not one_by_one or not isinstance(x, Tensor) or not x.is_cuda or x.ndim != 4:
             return x
         return x.contiguous(memory_format=torch.channels_last)
 
