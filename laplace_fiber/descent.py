@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Literal, NamedTuple, TypeAlias
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from laplace_fiber.data import Batch
@@ -77,13 +77,28 @@ class Descent:
         :class:`~laplace_fiber.trajectories.TrajectorySampler`.
     recorder
         How evaluations and steps are called.
+    memory
+        What quasi-Newton steps know of all particles' curvature, from one drift to the next; ``None`` begins anew after
+        each.
     """
 
-    def __init__(self, joint: LogJoint, refinement: Refinement, kind: DescentKind, recorder: Recorder) -> None:
-        self.joint, self.refinement, self.kind, self.recorder = joint, refinement, kind, recorder
+    def __init__(
+        self,
+        joint: LogJoint,
+        refinement: Refinement,
+        kind: DescentKind,
+        recorder: Recorder,
+        memory: CurvatureMemory | None = None,
+    ) -> None:
+        self.joint, self.refinement, self.kind, self.recorder, self.memory = joint, refinement, kind, recorder, memory
         self.counts = Counts()
         self._spare: list[Float[Tensor, "n p"]] = []
         """Memory for the next proposal, where weights are many: new memory takes as long as some passes over it."""
+
+    @property
+    def columns(self) -> list[Tensor]:
+        """What the next drifts depend on, one row for each particle."""
+        return self.memory.columns if self.memory else []
 
     def refine(
         self,
@@ -93,15 +108,16 @@ class Descent:
         eta: Float[Tensor, " n"],
         normal: Float[Tensor, " n"] | float = 0.0,
         effective_dimension: float | None = None,
+        rows: Int[Tensor, " n"] | None = None,
     ) -> Particles:
         """Descend from drifted weights until the refinement asks for no more; arguments as in ``Refining``.
 
-        ``theta`` is used as working memory.
+        ``theta`` is used as working memory; ``rows`` says which particles these are of those in ``memory``.
         """
         now = self._evaluated(level.batch, theta, eta)
         self.counts.evaluated += len(theta)
         self._spare = [torch.empty_like(theta)] if theta.numel() > WHOLE_ELEMENTS else []
-        memory = CurvatureMemory(theta) if self.kind == "quasi-newton" else None
+        memory, own = self._memory_of(theta, rows)
         parities = [torch.tensor(short, device=theta.device) for short in (True, False)]
         for step in range(self.refinement.max_steps):
             excess = now.data_term - level.data_term
@@ -111,28 +127,37 @@ class Descent:
             if n_active == 0:
                 break
             if memory:
-                self._step_by_memory(level.batch, now, active.nonzero().flatten(), memory)
+                self._step_by_memory(level.batch, now, active.nonzero().flatten(), memory, own[active])
             else:
                 now = self._stepped(level.batch, now, active, n_active, parities[step % 2])
         return now
+
+    def _memory_of(self, theta: Tensor, rows: Tensor | None) -> tuple[CurvatureMemory | None, Tensor]:
+        """What quasi-Newton steps know, and where these particles stand in it."""
+        own = torch.arange(len(theta), device=theta.device) if self.memory is None or rows is None else rows
+        if self.kind != "quasi-newton":
+            return None, own
+        memory = self.memory or CurvatureMemory(theta)
+        memory.begin(own)
+        return memory, own
 
     def _evaluated(self, batch: Batch, theta: Tensor, eta: Tensor) -> Particles:
         value, grad, data_term = recorded_evaluation(self.joint, self.recorder, theta, batch)
         return Particles(theta, value, data_term, grad, eta, finite_rows(value, grad))
 
-    def _step_by_memory(self, batch: Batch, now: Particles, rows: Tensor, memory: CurvatureMemory) -> None:
-        """A quasi-Newton step of the particles of these rows, in place."""
+    def _step_by_memory(self, batch: Batch, now: Particles, rows: Tensor, memory: CurvatureMemory, own: Tensor) -> None:
+        """A quasi-Newton step of the particles of these rows, in place; ``own`` are their rows of the memory."""
         theta, value, grad, eta = now.theta[rows], now.value[rows], now.grad[rows], now.eta[rows]
-        share, more = memory.share[rows], _padding(len(rows), len(now.theta))
-        proposal = theta - share[:, None] * memory.direction(rows, grad, eta)
+        share, more = memory.share[own], _padding(len(rows), len(now.theta))
+        proposal = theta - share[:, None] * memory.direction(own, grad, eta)
         padded = torch.cat([proposal, proposal[:1].expand(more, -1)]) if more else proposal
         found = Evaluation(*(c[: len(rows)] for c in recorded_evaluation(self.joint, self.recorder, padded, batch)))
         sound = finite_rows(found.value, found.grad)
         accepted = sound & (found.value <= value)
-        bent, scale = memory.add(rows, proposal - theta, found.grad - grad, sound)
+        bent, scale = memory.add(own, proposal - theta, found.grad - grad, sound)
         now.eta[rows] = torch.where(bent, scale, eta)
         # A step that was taken back has mostly told more of the curvature.
-        memory.share[rows] = torch.where(accepted, 1.0, share * torch.where(bent, 0.5, 0.25))
+        memory.share[own] = torch.where(accepted, 1.0, share * torch.where(bent, 0.5, 0.25))
         kept = rows[accepted]
         for whole, column in ((now.theta, proposal), (now.value, found.value), (now.grad, found.grad)):
             whole[kept] = column[accepted]

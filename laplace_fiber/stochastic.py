@@ -94,9 +94,12 @@ class StochasticDescent:
     ----------
     rate
         The learning rate that is taken, to be set before the first step.
+    columns
+        What the next drifts depend on, one row for each particle: nothing.
     """
 
     rate: float
+    columns: Sequence[Tensor] = ()
 
     def __init__(self, joint: LogJoint, recorder: Recorder, n_steps: int, rates: Sequence[float]) -> None:
         self.joint, self.recorder, self.n_steps, self.rates = joint, recorder, n_steps, rates

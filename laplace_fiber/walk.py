@@ -21,6 +21,7 @@ from laplace_fiber.distributed import Ranks, on_same_terms
 from laplace_fiber.draws import normal
 from laplace_fiber.gradients import RECORD_AFTER, evaluation_group
 from laplace_fiber.log_joint import LogJoint
+from laplace_fiber.quasi_newton import memory_to_keep
 from laplace_fiber.recording import Recorder
 from laplace_fiber.refinement import RefineToTypicalSet
 from laplace_fiber.sharpness import sharpness
@@ -106,7 +107,7 @@ class Walk:
             "weights": on_same_terms(origin),
             "prior_precision": on_same_terms(joint.prior_precision),
             "loss": f"{float(value):.5g}",
-            "version": 4,  # of saved walks
+            "version": 5,  # of saved walks
         }
         self.ranks.check_same(**self.identity)
         self.group = settings.chunk_size or joint.chunk_size or 0
@@ -145,7 +146,9 @@ class Walk:
         if isinstance(refinement, StochasticRefinement):
             steps, rates = refinement.n_steps(self.data), refinement.rates_for(self.origin)
             return StochasticDescent(self.joint, self.recorder, steps, rates)
-        return Descent(self.joint, refinement, self.settings.descent, self.recorder)
+        settings = self.settings
+        memory = memory_to_keep(self.theta, settings.n_particles) if settings.descent == "quasi-newton" else None
+        return Descent(self.joint, refinement, settings.descent, self.recorder, memory)
 
     def _drift(self) -> None:
         """Drift and refine the particles that are not lost."""
@@ -156,7 +159,7 @@ class Walk:
         dimension = self.typical.dimension.at(progress) if self.typical else None
         for rows in self.alive():
             drifted = self.theta[rows].add_(self.drift[rows])
-            new = self.descent.refine(level, progress, drifted, self.eta[rows], self.normal[rows], dimension)
+            new = self.descent.refine(level, progress, drifted, self.eta[rows], self.normal[rows], dimension, rows)
             kept = rows[new.finite]
             self.theta[kept], self.value[kept] = new.theta[new.finite], new.value[new.finite]
             self.eta[kept] = new.eta[new.finite]
@@ -224,6 +227,7 @@ class Walk:
             return
         state = {
             **{name: self.ranks.gather(getattr(self, name), n) for name in COLUMNS},
+            "memory": [self.ranks.gather(column, n) for column in self.descent.columns],
             "walk": self.identity,
             "t": self.t,
             "group": self.group,
@@ -248,6 +252,8 @@ class Walk:
             return
         for name in COLUMNS:
             getattr(self, name).copy_(state[name][self.own])
+        for column, saved in zip(self.descent.columns, state["memory"], strict=True):
+            column.copy_(saved[self.own])
         self.t, self.coordinates = state["t"], state["coordinates"]
         self.trace.restore(state["trace"])
         self.group, self.acceptance, self.settled = state["group"], state["acceptance"], state["settled"]

@@ -5,9 +5,10 @@ import torch
 from problems import joint_of, loader
 from torch import nn
 
+from laplace_fiber import quasi_newton
 from laplace_fiber.data import TrainingData
 from laplace_fiber.descent import Descent, Level
-from laplace_fiber.quasi_newton import PAIRS, CurvatureMemory
+from laplace_fiber.quasi_newton import KEPT_AFTER, PAIRS, CurvatureMemory, memory_to_keep
 from laplace_fiber.recording import Recorder
 from laplace_fiber.refinement import FixedRefinement
 
@@ -44,7 +45,7 @@ def test_directions_are_those_of_dense_updates(n_steps):
     grad, scale = draw(n, p), torch.tensor([0.5, 1.0, 2.0], dtype=torch.float64)
     found = memory.direction(torch.arange(n), grad, scale)
     for i in range(n):
-        recent = [pair for pair in pairs[i][-PAIRS:] if pair]
+        recent = [pair for pair in pairs[i] if pair][-PAIRS:]
         torch.testing.assert_close(found[i], dense(recent, float(scale[i]), p) @ grad[i])
 
 
@@ -57,6 +58,29 @@ def test_steps_that_are_not_finite_are_not_remembered():
     result = memory.direction(torch.arange(2), torch.ones(2, 4, dtype=torch.float64), torch.ones(2).double())
     assert bool(result.isfinite().all())
     assert torch.equal(result[0], torch.ones(4, dtype=torch.float64))
+
+
+def test_curvature_outlasts_a_drift_where_many_steps_were_needed():
+    """Of the particle with one step more than the limit, not of that with as many."""
+    ones = torch.ones(1, 4, dtype=torch.float64)
+    memory, steep = CurvatureMemory(ones.repeat(2, 1)), torch.tensor([1])
+    for step in range(KEPT_AFTER + 1):
+        rows = steep if step == 0 else torch.arange(2)
+        memory.add(rows, ones.repeat(len(rows), 1), 4 * ones.repeat(len(rows), 1), torch.ones(len(rows)).bool())
+    memory.share[steep] = 0.5
+    memory.begin(torch.arange(2))
+    assert memory.share.tolist() == [1, 1]
+    directions = memory.direction(torch.arange(2), ones.repeat(2, 1), torch.ones(2).double())
+    torch.testing.assert_close(directions, torch.cat([ones, ones / 4]))
+    memory.begin(torch.arange(2))  # without a step since
+    assert torch.equal(memory.direction(torch.arange(2), ones.repeat(2, 1), torch.ones(2).double()), ones.repeat(2, 1))
+
+
+def test_large_memories_do_not_outlast_a_drift(monkeypatch):
+    theta = torch.zeros(3, 5)
+    monkeypatch.setattr(quasi_newton, "KEPT_NUMBERS", 2 * PAIRS * 6 * 5)
+    assert memory_to_keep(theta, 6).moved.shape == (3, PAIRS, 5)
+    assert memory_to_keep(theta, 7) is None
 
 
 def test_few_steps_minimise_an_ill_conditioned_quadratic():

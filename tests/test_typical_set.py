@@ -14,6 +14,7 @@ from laplace_fiber import (
     Checkpoint,
     EndPosition,
     FiberLaplace,
+    FixedRefinement,
     LatentAutoencoder,
     RefineToTypicalSet,
     Thermalisation,
@@ -23,6 +24,7 @@ from laplace_fiber import (
 )
 from laplace_fiber.data import TrainingData
 from laplace_fiber.draws import normal
+from laplace_fiber.quasi_newton import KEPT_AFTER
 from laplace_fiber.recording import Recorder
 from laplace_fiber.refinement import Refining
 from laplace_fiber.sharpness import sharpness
@@ -171,10 +173,12 @@ def test_groups_change_nothing_but_rounding(chunk_size):
     torch.testing.assert_close(states[0], states[1], rtol=0, atol=1e-7)
 
 
-def test_an_interrupted_walk_goes_on_to_the_same_ends(tmp_path, monkeypatch):
+@pytest.mark.parametrize("refinement", [RefineToTypicalSet(), FixedRefinement(KEPT_AFTER + 2)])
+def test_an_interrupted_walk_goes_on_to_the_same_ends(refinement, tmp_path, monkeypatch):
+    """Also where curvature is kept from drift to drift."""
     model, data = classifier()
     joint, training = joint_of(model, data, "classification")
-    settings = {"n_particles": 5, "n_steps": 4, "thermal": Thermalisation(2, 5)}
+    settings = {"n_particles": 5, "n_steps": 4, "thermal": Thermalisation(2, 5), "refinement": refinement}
     sampler = typical_set_walk(**settings, checkpoint=Checkpoint(tmp_path, every=1))
     drift = Walk._drift
 
