@@ -140,8 +140,8 @@ class TrajectorySampler:
         ``"plain"`` keeps η (the paper's descent). ``"monotone"`` takes back steps that raise the objective and halves
         that particle's η, and lengthens η by a tenth after others. ``"spectral"`` also takes back such steps, and sets
         each particle's η by the two formulas of Barzilai and Borwein (1988) in turn, which serves ill-conditioned
-        objectives with far fewer steps. ``"quasi-newton"`` (L-BFGS, from what a particle's steps since the drift have
-        told of the curvature) takes up to half as many again.
+        objectives with far fewer steps. ``"quasi-newton"`` (L-BFGS, from what a particle's last steps have told of the
+        curvature) takes a third to all of these.
     batch
         Data behind each refinement: ``"full"``, the ``"loader"``'s batches (one per drift, so that a step is judged on
         the batch it was computed on), or ``"auto"``: full up to 10,000 points, and always the loader's for
@@ -269,8 +269,8 @@ class TrajectorySampler:
         n·T·p for the basis (half of it above 2 GiB; none for ``basis=BasisStorage(directory=...)``), 3·n·p for
         positions, drifts and displacements (n being this process's particles, plus n·p for all of them when
         distributed; 4·n·p more for :class:`StochasticRefinement`, 18·p at least for its trial of rates), 9·g·p for a
-        group of g particles (25·g·p for ``descent="quasi-newton"``). A fit adds about 20·(n·T)² for coordinates and
-        autoencoder.
+        group of g particles, and for ``descent="quasi-newton"`` 16·n·p up to 2²⁵ numbers, else 16·g·p. A fit adds about
+        20·(n·T)² for coordinates and autoencoder.
 
         Raises
         ------
