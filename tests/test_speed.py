@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
 
 from benchmarks.speed import __main__ as command
 from benchmarks.speed import common, gpu, walk
@@ -64,6 +65,18 @@ def test_a_quick_measurement_writes_its_file_and_table(name, tmp_path, capsys):
 def test_the_gpu_measurement_says_what_it_needs(tmp_path):
     with pytest.raises(SystemExit, match="CUDA"):
         gpu.measure(common.Options(True, None, tmp_path))
+
+
+@pytest.mark.parametrize("precision", gpu.PRECISIONS.values())
+def test_gradients_are_timed_both_ways_and_tabulated(precision, monkeypatch):
+    monkeypatch.setattr(gpu, "GRADIENT_REPEATS", 2)
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(4 * 6 * 6, 10))
+    seconds = gpu.gradient_seconds(model, torch.randn(5, 3, 8, 8), torch.arange(5), precision)
+    assert seconds["plain"]["median"] > 0
+    assert seconds["ratio"]["min"] <= seconds["ratio"]["median"] <= seconds["ratio"]["max"]
+    results = json.loads((COMMITTED / "gpu.json").read_text())["results"]
+    table = gpu.table({**results, "gradients": {"5 images": seconds}})
+    assert f"| 5 images | {1000 * seconds['plain']['median']:.1f} |" in table
 
 
 def test_the_committed_tables_are_those_of_the_committed_files(tmp_path):

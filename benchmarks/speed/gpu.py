@@ -20,15 +20,20 @@ from tqdm import tqdm
 
 from benchmarks.datasets import indexed_loader
 from benchmarks.report import markdown_table
-from benchmarks.speed.common import Options
+from benchmarks.speed.common import Options, Spread, cell, interleaved, ratio, spread
 from benchmarks.speed.networks import coloured_images, n_weights, resnet18, unit_precision
 from laplace_fiber import FiberLaplace, RefineToLevel, TrajectorySampler
+from laplace_fiber.data import Batch
+from laplace_fiber.log_joint import LogJoint
+from laplace_fiber.recording import Recorded
 from laplace_fiber.subspace import BasisStorage
+from laplace_fiber.weights import NetworkFunction
 
 SUBSETS: dict[str, list[str] | None] = {"all weights": None, "layer4 and fc": ["layer4", "fc"]}
 PRECISIONS = {"float32": None, "bfloat16": torch.bfloat16}
 WEIGHT_DECAY = 5e-4
 GIB = 2**30
+GRADIENT_REPEATS = 20
 
 
 @dataclass(frozen=True)
@@ -44,6 +49,7 @@ class Sizes:
     n_inputs: int = 1000
     n_members: int = 5
     epochs: int = 100
+    gradient_batches: tuple[int, ...] = (64, 128)
     limit_seconds: float = 150.0
     """After which no further method begins."""
 
@@ -77,6 +83,11 @@ def measure_on(device: torch.device, sizes: Sizes) -> dict[str, Any]:
     models = {name: resnet18().to(device) for name in PRECISIONS}
     epochs = {name: _epoch_seconds(models[name], loader, PRECISIONS[name]) for name in PRECISIONS}
     model, inputs = models["float32"].eval(), x[: sizes.n_inputs]
+    some = {b: (inputs[:b], y[:b]) for b in sizes.gradient_batches}
+    gradients = {
+        f"{b} images, {name}": gradient_seconds(model, *some[b], precision)
+        for b, (name, precision) in itertools.product(some, PRECISIONS.items())
+    }
     methods: dict[str, Callable[[], dict[str, Any]]] = {
         "Laplace, last layer, Kronecker": partial(_laplace, model, loader, inputs, sizes)
     }
@@ -93,7 +104,8 @@ def measure_on(device: torch.device, sizes: Sizes) -> dict[str, Any]:
         fit = seconds * sizes.n_members * sizes.epochs
         results[f"Ensemble, {name}"] = {"status": "finished", "epoch_seconds": seconds, "fit_seconds": fit, **forward}
     gpu = torch.cuda.get_device_name(device) if device.type == "cuda" else "none"
-    return {"gpu": gpu, "n_weights": n_weights(model), "sizes": asdict(sizes), "methods": results}
+    found = {"gpu": gpu, "n_weights": n_weights(model), "sizes": asdict(sizes)}
+    return {**found, "gradients": gradients, "methods": results}
 
 
 def table(results: dict[str, Any]) -> str:
@@ -121,7 +133,39 @@ def table(results: dict[str, Any]) -> str:
         f"The ensemble's time is {sizes['n_members']} members times {sizes['epochs']} epochs, one of them measured; "
         "its prediction is one forward pass per member."
     )
-    return f"{lead}\n\n{markdown_table(header, rows)}"
+    return f"{lead}\n\n{markdown_table(header, rows)}{_gradient_table(results)}"
+
+
+def _gradient_table(results: dict[str, Any]) -> str:
+    if "gradients" not in results:
+        return ""
+    rows = [
+        [name, *(f"{1000 * seconds[how]['median']:.1f}" for how in ("plain", "recorded")), cell(seconds["ratio"])]
+        for name, seconds in results["gradients"].items()
+    ]
+    header = ["gradient of the loss on", "kernel by kernel, ms", "recorded and captured, ms", "ratio"]
+    return f"\n\n{markdown_table(header, rows)}"
+
+
+def gradient_seconds(model: nn.Module, x: Tensor, y: Tensor, precision: torch.dtype | None) -> dict[str, Spread]:
+    """Of one gradient in all weights, by plain calls and by a recording (on a GPU a CUDA graph), and their ratio."""
+    network, one = NetworkFunction(model), x.new_ones(1)
+    joint = LogJoint(network, "classification", len(y), one, 0 * one, autocast=precision)
+    theta, batch = network.theta()[None], Batch([(x, y)], len(y))
+    with network.evaluation():
+        recorded = Recorded(lambda m, f: tuple(joint.evaluate(m[0], batch.with_tensors(f))), [theta], [x, y])
+
+        def plain() -> None:
+            joint.evaluate(theta, batch)
+            _wait_for(x.device)
+
+        def again() -> None:
+            recorded([theta], [x, y])
+            _wait_for(x.device)
+
+        seconds = interleaved({"plain": plain, "recorded": again}, GRADIENT_REPEATS)
+    found = {name: spread(values) for name, values in seconds.items()}
+    return {**found, "ratio": ratio(seconds["plain"], seconds["recorded"])}
 
 
 def _fiber(
