@@ -65,10 +65,10 @@ class Recorded:
         simplify(whole.graph)
         self._body, head = _split(whole, n_moving)
         self.work = sum(_operations(node) for node in head.graph.nodes)
-        self._head: Callable[..., Any]
+        self._head: Callable[..., Any] = head
         if compiled:
             self._head = torch.compile(head, dynamic=False, fullgraph=True)
-        else:
+        elif any(t.is_cuda for t in moving):  # elsewhere the body need not be run here
             with torch.no_grad():
                 self._head = captured_if_it_pays(head, (*moving, *self._body(*fixed)), self.work)
         self._fixed: tuple[Tensor, ...] = ()

@@ -142,11 +142,10 @@ class Walk:
         return self._result()
 
     def _descent(self) -> Descent | StochasticDescent:
-        refinement = self.settings.refinement
+        settings, refinement = self.settings, self.settings.refinement
         if isinstance(refinement, StochasticRefinement):
             steps, rates = refinement.n_steps(self.data), refinement.rates_for(self.origin)
             return StochasticDescent(self.joint, self.recorder, steps, rates)
-        settings = self.settings
         memory = memory_to_keep(self.theta, settings.n_particles) if settings.descent == "quasi-newton" else None
         return Descent(self.joint, refinement, settings.descent, self.recorder, memory)
 
