@@ -88,7 +88,7 @@ def _report(options: argparse.Namespace) -> int:
 
         results = Collected(options.out)
         if options.docs:
-            print("\n".join(map(str, page.write_page(results, options.docs))))
+            print("\n".join(map(str, page.write_pages(results, options.docs))))
         if options.readme:
             page.update_readme(options.readme, results)
     return 0

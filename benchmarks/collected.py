@@ -90,6 +90,16 @@ class Difference:
         return f"{self.mean:+.3f}{error}"
 
 
+def paired(mine: Mapping[int, float], theirs: Mapping[int, float]) -> Difference | None:
+    """The one minus the other on the seeds of both, where that is finite; None where there are none."""
+    gaps = [mine[seed] - theirs[seed] for seed in mine if seed in theirs]
+    gaps = [gap for gap in gaps if math.isfinite(gap)]
+    if not gaps:
+        return None
+    error = statistics.stdev(gaps) / math.sqrt(len(gaps)) if len(gaps) > 1 else None
+    return Difference(statistics.fmean(gaps), error, len(gaps))
+
+
 class Scores:
     """Test scores of all methods on one data set."""
 
@@ -138,13 +148,7 @@ class Scores:
 
     def difference(self, method: str, other: str, measure: str = "nll", part: str = "test") -> Difference | None:
         """Method minus other on the seeds of both; None where there are none."""
-        mine, theirs = self.of_seed(method, measure, part), self.of_seed(other, measure, part)
-        gaps = [mine[seed] - theirs[seed] for seed in mine if seed in theirs]
-        gaps = [gap for gap in gaps if math.isfinite(gap)]
-        if not gaps:
-            return None
-        error = statistics.stdev(gaps) / math.sqrt(len(gaps)) if len(gaps) > 1 else None
-        return Difference(statistics.fmean(gaps), error, len(gaps))
+        return paired(self.of_seed(method, measure, part), self.of_seed(other, measure, part))
 
     def no_worse_than_best(self, methods: Iterable[str], measure: str = "nll") -> list[str]:
         """The best of the methods, and those within one standard error of it."""

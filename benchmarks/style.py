@@ -21,6 +21,7 @@ LABELS = {
     "fiber-steps-20": "Fiber, always 20 refinements",
     "fiber-typical": style.LABELS["fiber_typical"],
     "fiber-typical-cold": "Fiber, typical set, without moves",
+    "fiber-stochastic": style.LABELS["fiber_stochastic"],
 }
 LABELS |= {name: label for name, label in style.LABELS.items() if name not in LABELS}
 

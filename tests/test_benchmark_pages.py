@@ -22,7 +22,8 @@ ROOT = RESULTS.parent.parent
 
 def test_the_page_shows_the_committed_results():
     results = Collected(RESULTS)
-    assert (ROOT / "docs" / page.PAGE).read_text() == page.page_text(results)
+    for name, text in page.page_texts(results).items():
+        assert (ROOT / "docs" / name).read_text() == text
     for name in figures.available(results):
         assert (ROOT / "docs" / figures.FOLDER / f"{name}.png").exists()
 
@@ -160,7 +161,7 @@ def test_goals_count_data_sets(tmp_path):
 
 
 def test_without_results_the_page_says_which_commands_make_them(tmp_path):
-    text = page.page_text(Collected(tmp_path))
+    text = page.page_texts(Collected(tmp_path))[page.PAGE]
     for command in ("run snelson", "run uci", "run mnist", "run scaling", "run pictures", "fidelity run"):
         assert command in text
     assert "insert:" not in text
@@ -172,7 +173,7 @@ def test_failed_and_unfinished_runs_are_listed_with_their_seeds(tmp_path):
     for seed in (0, 2):
         records.write(tmp_path, "uci", "glass", "hmc", seed, status="failed", error="RuntimeError('no `step`')")
     records.write(tmp_path, "uci", "glass", "sgld", 0, status="unfinished", progress="40 of 100 steps")
-    text = page.page_text(Collected(tmp_path))
+    text = page.page_texts(Collected(tmp_path))[page.PAGE]
     assert "- uci, glass, HMC, seeds 0, 2: failed, `RuntimeError('no 'step'')`" in text
     assert "- uci, glass, SGLD, seed 0: unfinished, `40 of 100 steps`" in text
     assert "- uci, Fiber: all data sets" in text
@@ -181,7 +182,7 @@ def test_failed_and_unfinished_runs_are_listed_with_their_seeds(tmp_path):
 
 def test_every_experiment_has_its_tables(tmp_path):
     records.write_all(tmp_path)
-    text = page.page_text(Collected(tmp_path))
+    text = page.page_texts(Collected(tmp_path))[page.PAGE]
     assert "| hidden layers | 1 | 2 | 3 |" in text
     assert "| data | 0.5 | 1 | 2 |" in text
     assert "| data | 5 | default |" in text

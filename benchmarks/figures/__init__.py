@@ -9,10 +9,10 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from benchmarks.collected import Collected
-from benchmarks.figures import curves, posteriors, summary
+from benchmarks.figures import curves, distances, posteriors, summary
 from benchmarks.figures.common import Picture
 
-PICTURES: tuple[Picture, ...] = (*summary.PICTURES, *posteriors.PICTURES, *curves.PICTURES)
+PICTURES: tuple[Picture, ...] = (*summary.PICTURES, *posteriors.PICTURES, *curves.PICTURES, *distances.PICTURES)
 """All figures."""
 
 FOLDER = Path("img") / "benchmarks"

@@ -1,7 +1,7 @@
-"""The page of the paper's experiments and the README's results, made from the committed files.
+"""The pages of the paper's experiments and of distances from HMC, and the README's results, from the committed files.
 
-Prose lies in ``page.md`` and ``readme.md`` beside this file; lines ``<!-- insert: NAME -->`` are replaced by tables,
-figures and sentences made from the results.
+Prose lies in ``page.md``, ``fidelity.md`` and ``readme.md`` beside this file; lines ``<!-- insert: NAME -->`` are
+replaced by tables, figures and sentences made from the results.
 """
 
 from __future__ import annotations
@@ -13,28 +13,36 @@ from pathlib import Path
 from benchmarks import figures
 from benchmarks.collected import Collected
 from benchmarks.figures.summary import SHORT_LIST, scores_of_all
+from benchmarks.page import fidelity
 from benchmarks.page.sections import figure, sections
 from benchmarks.page.tables import measure_table
 
-PAGE = "benchmarks.md"
+PAGE, FIDELITY_PAGE = "benchmarks.md", "fidelity.md"
 README_MARKS = ("<!-- results -->", "<!-- /results -->")
-PAGE_TEMPLATE, README_TEMPLATE = (Path(__file__).parent / name for name in ("page.md", "readme.md"))
+PAGE_TEMPLATE, FIDELITY_TEMPLATE, README_TEMPLATE = (
+    Path(__file__).parent / name for name in ("page.md", "fidelity.md", "readme.md")
+)
 README_SETS = ("snelson", "banana", "uci")
 """Experiments of the README's table."""
 
 _INSERT = re.compile(r"<!-- insert: ([\w-]+) -->")
 
 
-def page_text(results: Collected) -> str:
-    """The whole page."""
-    return fill(PAGE_TEMPLATE.read_text(), sections(results))
+def page_texts(results: Collected) -> dict[str, str]:
+    """Both pages by the names of their files."""
+    return {
+        PAGE: fill(PAGE_TEMPLATE.read_text(), sections(results)),
+        FIDELITY_PAGE: fill(FIDELITY_TEMPLATE.read_text(), fidelity.sections(results)),
+    }
 
 
-def write_page(results: Collected, docs: Path) -> list[Path]:
-    """Write ``benchmarks.md`` and its figures into ``docs``; returns the files."""
+def write_pages(results: Collected, docs: Path) -> list[Path]:
+    """Write ``benchmarks.md``, ``fidelity.md`` and their figures into ``docs``; returns the files."""
     files = figures.draw_all(results, docs)
-    (docs / PAGE).write_text(page_text(results))
-    return [docs / PAGE, *files]
+    texts = page_texts(results)
+    for name, text in texts.items():
+        (docs / name).write_text(text)
+    return [*(docs / name for name in texts), *files]
 
 
 def readme_block(results: Collected) -> str:

@@ -74,7 +74,6 @@ def sections(results: Collected) -> dict[str, str]:
         "foreign": _foreign(results),
         "scaling": _scaling(results),
         "sensitivity": _sensitivity(results),
-        "fidelity": _fidelity(results),
         "failed": _failed(results),
         "not-run": _not_run(results),
         "conditions": _conditions(results),
@@ -170,24 +169,6 @@ def _sensitivity(results: Collected) -> str:
             cells.setdefault((row, value), []).append(record["metrics"]["test"]["nll"])
         parts.append(f"Test NLL against `{axis}`:\n\n{cells_table(cells, 'data')}")
     return "\n\n".join(parts)
-
-
-def _fidelity(results: Collected) -> str:
-    """Distances from HMC for the default conditions; the whole is a report of its own."""
-    records = [r for r in results.finished("fidelity") if (r["activation"], r["tau"]) == ("tanh", 1.0)]
-    if not records:
-        return missing("fidelity")
-    parts = []
-    for place in ("inside", "outside"):
-        distance = functools.partial(_metric, name=f"wasserstein_{place}")
-        table = record_table(records, lambda r: r["method"], lambda r: str(r["name"]), distance)
-        parts.append(f"1-Wasserstein distance from HMC's predictive, {place} the data (tanh, τ = 1):\n\n{table}")
-    return "\n\n".join(parts)
-
-
-def _metric(record: Record, name: str) -> float | None:
-    value = record["metrics"].get(name)
-    return None if value is None else float(value)
 
 
 def _failed(results: Collected) -> str:
