@@ -170,9 +170,9 @@ def report_on(
     joint: LogJoint, walk: Trajectories, lines: LatentLines, data: TrainingData, law: PositionLaw
 ) -> FitReport:
     """Measure a fit whose samples lie where ``law`` says. Call inside the network's evaluation mode."""
-    states, origin = walk.coordinates, walk.subspace.origin
+    states, origin, n_particles = walk.paths, walk.subspace.origin, len(walk.coordinates)
     # A tenth of what the walk has gone through, forwards and backwards, for each of the two measurements.
-    gone_through = walk.gradient_evaluations * len(states) * (data.n_data if data.full else len(data.first[1]))
+    gone_through = walk.gradient_evaluations * n_particles * (data.n_data if data.full else len(data.first[1]))
     batch = data.some(_between(FEWEST, 3 * gone_through / 10 / (2 * PARTICLES * len(POSITIONS)), POINTS))
     n, last = min(PARTICLES, len(states)), states.shape[1] - 1
     trajectory = torch.arange(n, device=states.device).repeat(len(POSITIONS))
@@ -212,7 +212,7 @@ def report_on(
         group_size=walk.group_size,
         basis_rank=states.shape[-1],
         lost_particles=int((walk.lost_at <= last).sum()),
-        n_particles=len(states),
+        n_particles=n_particles,
         gradient_norm=walk.gradient_norm,
         gradient_imbalance=imbalance,
         balanced_prior_precision=balanced,

@@ -11,6 +11,12 @@ from laplace_fiber.stochastic import StochasticRefinement
 from laplace_fiber.thermal import Thermalisation
 from laplace_fiber.trajectories import TrajectorySampler
 
+KEPT = 3
+"""States of each particle's moves that the stochastic walk keeps on few data: 96 samples of 32 particles. On validation
+data averages over these have a lower NLL than over the last ones alone: with prior precisions of 0.3, 1 and 3, on Glass
+0.834, 0.814 and 0.791 instead of 0.912, 0.835 and 0.787, on Ionosphere 0.176, 0.177 and 0.172 instead of 0.180, 0.187
+and 0.179, on Snelson's data 0.256, 0.240 and 0.259 instead of 0.246, 0.239 and 0.260 (three seeds)."""
+
 
 def automatic_walk(data: TrainingData) -> TrajectorySampler:
     """The walk of a posterior that was given none: the plain one where a step sees all (few) data, else among batches.
@@ -52,7 +58,7 @@ def stochastic_walk(
     loader
         The training data, if the walk shall follow their number. Few data (inputs of at most 2¹⁶ numbers in all) leave
         more of the weights undetermined, and cost little: there are 32 particles, and a few Hamiltonian moves on all
-        data end the walk, since Adam alone fits such data too closely.
+        data end the walk, since Adam alone fits such data too closely; three states of each are kept.
     dict_key_y
         Of dict-like batches: the targets' key.
     settings
@@ -66,6 +72,6 @@ def stochastic_walk(
         "norm_share": 5.0,
         "lengths": "prior",
         "refinement": StochasticRefinement(),
-        "thermal": Thermalisation() if few else None,
+        "thermal": Thermalisation(n_kept=KEPT) if few else None,
     }
     return TrajectorySampler(**preset | settings)

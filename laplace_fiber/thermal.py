@@ -29,6 +29,8 @@ class Thermalisation:
     ----------
     n_trajectories, n_leapfrog
         Trajectories of each particle, and steps of each.
+    n_kept
+        The states after so many of the last trajectories are all kept as ends of the walk: further samples at no cost.
     target_acceptance
         Mean acceptance, to which the step size is brought from one trajectory to the next.
     jitter
@@ -37,6 +39,7 @@ class Thermalisation:
 
     n_trajectories: int = 5
     n_leapfrog: int = 40
+    n_kept: int = 1
     target_acceptance: float = 0.75
     jitter: float = 0.5
 
@@ -44,6 +47,8 @@ class Thermalisation:
         for name in ("n_trajectories", "n_leapfrog"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}: expected at least 1, got {getattr(self, name)}.")
+        if not 1 <= self.n_kept <= self.n_trajectories:
+            raise ValueError(f"n_kept: expected 1 to n_trajectories ({self.n_trajectories}), got {self.n_kept}.")
         if not 0 < self.target_acceptance < 1:
             raise ValueError(f"target_acceptance: expected a share in (0, 1), got {self.target_acceptance}.")
         if not 0 <= self.jitter < 1:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Literal
 
 import torch
@@ -49,6 +50,8 @@ class Trajectories:
         The span of all states.
     coordinates
         Of θ after each drift and its refinement in that subspace; t = 0, the MAP, is zero.
+    further_ends
+        Of the other states that :class:`Thermalisation` keeps of each particle.
     trace
         Objective, loss, distance and rejected steps, drift by drift.
     lost_at
@@ -82,6 +85,7 @@ class Trajectories:
 
     subspace: Subspace
     coordinates: Float[Tensor, "n t r"]
+    further_ends: Float[Tensor, "n k r"]
     trace: WalkTrace
     lost_at: Float[Tensor, " n"]
     step_sizes: Float[Tensor, " n"]
@@ -100,6 +104,12 @@ class Trajectories:
     def states(self) -> Float[Tensor, "n t p"]:
         """θ of every particle and step; n · (T + 1) · p numbers, for small networks."""
         return self.subspace.to_weights(self.coordinates.flatten(0, 1)).unflatten(0, self.coordinates.shape[:2])
+
+    @cached_property
+    def paths(self) -> Float[Tensor, "m t r"]:
+        """The trajectories of all particles, then the same with each of the further ends in place of the last state."""
+        ends = self.further_ends.unbind(1)
+        return torch.cat([self.coordinates, *(torch.cat([self.coordinates[:, :-1], e[:, None]], 1) for e in ends)])
 
     def cost(self) -> dict[str, float]:
         """Gradient evaluations of all particles together, and the share of steps that were taken back."""
@@ -266,11 +276,12 @@ class TrajectorySampler:
         """Walk all particles from ``origin``. Call inside the network's evaluation mode.
 
         Peak memory beside the network and one group's forward and backward passes, in numbers of the size of a weight:
-        n·T·p for the basis (half of it above 2 GiB; none for ``basis=BasisStorage(directory=...)``), 3·n·p for
-        positions, drifts and displacements (n being this process's particles, plus n·p for all of them when
-        distributed; 4·n·p more for :class:`StochasticRefinement`, 18·p at least for its trial of rates), 9·g·p for a
-        group of g particles, and for ``descent="quasi-newton"`` 16·n·p up to 2²⁵ numbers, else 16·g·p. A fit adds about
-        20·(n·T)² for coordinates and autoencoder.
+        n·(T + k − 1)·p for the basis, where k states are kept of each particle's Hamiltonian moves, or 1 without these
+        (half of it above 2 GiB; none for ``basis=BasisStorage(directory=...)``), 3·n·p for positions, drifts and
+        displacements (n being this process's particles, plus n·p for all of them when distributed; 4·n·p more for
+        :class:`StochasticRefinement`, 18·p at least for its trial of rates), 9·g·p for a group of g particles, and for
+        ``descent="quasi-newton"`` 16·n·p up to 2²⁵ numbers, else 16·g·p. A fit adds about 20·(n·(T + k − 1))² for
+        coordinates and autoencoder.
 
         Raises
         ------

@@ -29,7 +29,7 @@ from laplace_fiber.stochastic import StochasticDescent, StochasticRefinement
 from laplace_fiber.subspace import StreamingBasis
 from laplace_fiber.trace import TraceNotes
 from laplace_fiber.typical_set import TypicalSet
-from laplace_fiber.walk_ends import arrival, exact_moves, settle, thermalise
+from laplace_fiber.walk_ends import arrival, exact_moves, mean_excess, settle, thermalise
 
 if TYPE_CHECKING:
     from laplace_fiber.trajectories import TrajectorySampler
@@ -84,8 +84,10 @@ class Walk:
         self.theta, self.value = origin.repeat(own, 1), value.repeat(own)
         self.eta = origin.new_full((own,), eta)
         self.lost_at = torch.full((own,), settings.n_steps + 1, device=origin.device)
-        self.basis = StreamingBasis(origin, n * settings.n_steps, settings.basis)
-        self.coordinates: list[Float[Tensor, "n _"]] = []
+        self.thermal = exact_moves(settings.thermal, settings.refinement, data)
+        n_states = settings.n_steps + (self.thermal.n_kept - 1 if self.thermal else 0)
+        self.basis = StreamingBasis(origin, n * n_states, settings.basis)
+        self.coordinates, self.further_ends = list[Float[Tensor, "n _"]](), list[Float[Tensor, "n _"]]()
         self.t = 0
         # At once where steps are to be compiled, or layers below the moving ones are to be run only once.
         at_once = bool(settings.compile) or joint.network.is_part
@@ -96,7 +98,6 @@ class Walk:
         self.descent = self._descent()
         self.acceptance = math.nan
         self.settled: tuple[float, float] | None = None
-        self.thermal = exact_moves(settings.thermal, settings.refinement, data)
         self.normal = origin.new_tensor([float(normal(1, settings.seed, i, LEVELS)) for i in range(n)[self.own]])
         self.typical: TypicalSet | None = None
         if isinstance(settings.refinement, RefineToTypicalSet):
@@ -107,7 +108,7 @@ class Walk:
             "weights": on_same_terms(origin),
             "prior_precision": on_same_terms(joint.prior_precision),
             "loss": f"{float(value):.5g}",
-            "version": 5,  # of saved walks
+            "version": 6,  # of saved walks
         }
         self.ranks.check_same(**self.identity)
         self.group = settings.chunk_size or joint.chunk_size or 0
@@ -210,7 +211,11 @@ class Walk:
                 f"{self.settings.n_steps} (reach {self.reach:.3g}); use a smaller reach, a larger prior_precision, or "
                 "a float64 model."
             )
-        self.coordinates.append(self.basis.append(self.ranks.gather(self.theta - self.origin, n)))
+        self.coordinates.append(self.basis.append(self.displacements()))
+
+    def displacements(self) -> Float[Tensor, "n p"]:
+        """Everyone's, from θ_MAP."""
+        return self.ranks.gather(self.theta - self.origin, self.settings.n_particles)
 
     def level(self, batch: Batch) -> Level:
         """From which excess is counted on a batch."""
@@ -233,6 +238,7 @@ class Walk:
             "reach": self.reach,
             "position": self.data.position,
             "coordinates": self.coordinates,
+            "further_ends": self.further_ends,
             "trace": self.trace.to_state(),
             "acceptance": self.acceptance,
             "settled": self.settled,
@@ -253,7 +259,7 @@ class Walk:
             getattr(self, name).copy_(state[name][self.own])
         for column, saved in zip(self.descent.columns, state["memory"], strict=True):
             column.copy_(saved[self.own])
-        self.t, self.coordinates = state["t"], state["coordinates"]
+        self.t, self.coordinates, self.further_ends = (state[k] for k in ("t", "coordinates", "further_ends"))
         self.trace.restore(state["trace"])
         self.group, self.acceptance, self.settled = state["group"], state["acceptance"], state["settled"]
         self._shorten(state["reach"])
@@ -264,26 +270,18 @@ class Walk:
             self.descent.counts = Counts(*state["counts"])
         self.data.skip_to(*state["position"])
 
-    def _excess(self) -> float:
-        """Mean over the particles at the walk's end, on its last batch if they have not settled on many."""
-        if self.settled:
-            return self.settled[0]
-        level = self.level(self.data.next_batch())
-        terms = [self.joint.data_term(self.theta[rows], level.batch) for rows in self.alive()]
-        mine = torch.cat(terms) - level.data_term if terms else self.value[:0]
-        total, count = self.ranks.sum(float(mine.sum()), len(mine))
-        return total / max(count, 1)
-
     def _counts(self) -> Counts:
         """Of all ranks."""
         return Counts(*map(int, self.ranks.sum(*astuple(self.descent.counts))))
 
     def _result(self) -> dict[str, Any]:
-        n, counts, excess = self.settings.n_particles, self._counts(), self._excess()
+        n, counts, excess = self.settings.n_particles, self._counts(), mean_excess(self)
         coordinates = self.basis.together(self.coordinates)
+        ends = self.basis.together(self.further_ends)[:, 1:] if self.further_ends else coordinates[:, :0]
         return {
             "subspace": self.basis.finished(),
             "coordinates": coordinates,
+            "further_ends": ends,
             "trace": self.trace.finished(coordinates),
             "lost_at": self.ranks.gather(self.lost_at, n),
             "step_sizes": self.ranks.gather(self.eta, n),

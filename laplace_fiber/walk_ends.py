@@ -1,4 +1,4 @@
-"""How a walk to the typical set ends: with Hamiltonian moves, or by settling on many batches."""
+"""How a walk ends: with Hamiltonian moves, or by settling on many batches; and how far from the minimum of J."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def exact_moves(
 
 
 def thermalise(walk: Walk, thermal: Thermalisation, bar: tqdm[Any]) -> float:
-    """Move the particles at the walk's end; the acceptance of the last trajectory."""
+    """Move the particles at the walk's end, and note the states to keep; the acceptance of the last trajectory."""
     n, batch, size, acceptance = walk.settings.n_particles, walk.data.everything(), walk.theta.shape[1] + 2, math.nan
     heat = Heat(thermal, walk.joint, batch, walk.recorder, walk.sharpness)
     group = walk.group
@@ -63,6 +63,8 @@ def thermalise(walk: Walk, thermal: Thermalisation, bar: tqdm[Any]) -> float:
             walk.theta[rows], walk.value[rows] = state.theta, state.value / walk.joint.n_data
             accepted[rows] = probability.to(accepted)
             walk.descent.counts.evaluated += len(rows) * (thermal.n_leapfrog + 1)
+        if thermal.n_trajectories - thermal.n_kept < k < thermal.n_trajectories:
+            walk.further_ends.append(walk.basis.append(walk.displacements()))
         bar.update()
     return acceptance
 
@@ -86,6 +88,17 @@ def settle(walk: Walk, dimension: float) -> tuple[float, float]:
     figures = (settling.excess[alive], settling.errors[alive].square())
     *sums, count = walk.ranks.sum(*(float(f.sum()) for f in figures), float(alive.sum()))
     return sums[0] / max(count, 1), (sums[1] / max(count, 1)) ** 0.5
+
+
+def mean_excess(walk: Walk) -> float:
+    """Mean over the particles, on the walk's last batch if they have not settled on many."""
+    if walk.settled:
+        return walk.settled[0]
+    level = walk.level(walk.data.next_batch())
+    terms = [walk.joint.data_term(walk.theta[rows], level.batch) for rows in walk.alive()]
+    mine = torch.cat(terms) - level.data_term if terms else walk.value[:0]
+    total, count = walk.ranks.sum(float(mine.sum()), len(mine))
+    return total / max(count, 1)
 
 
 def arrival(walk: Walk, excess: float) -> Arrival | None:

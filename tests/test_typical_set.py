@@ -116,6 +116,35 @@ def test_moves_leave_the_posterior_as_it_is():
     assert float((particles - theta - noise @ root.T).norm(dim=1).mean()) > 0.3  # they did move
 
 
+def test_states_after_the_last_moves_are_kept():
+    """They are the ends of walks with fewer moves, after the same states; the last ones of all particles come first."""
+    model, data = classifier()
+    joint, training = joint_of(model, data, "classification")
+
+    def walked_with(thermal):
+        with joint.network.evaluation():
+            sampler = typical_set_walk(n_particles=3, n_steps=2, thermal=thermal)
+            return sampler.walk(joint, joint.network.theta(), training)
+
+    shorter = [walked_with(Thermalisation(k, 5)) for k in (2, 3, 4)]
+    walk = walked_with(Thermalisation(4, 5, n_kept=3))
+    ends = walk.subspace.to_weights(walk.paths[:, -1]).unflatten(0, (3, 3))
+    expected = [s.states[:, -1] for s in (shorter[2], shorter[0], shorter[1])]
+    torch.testing.assert_close(ends, torch.stack(expected), rtol=0, atol=1e-6)
+    torch.testing.assert_close(walk.paths[3:6, :-1], walk.coordinates[:, :-1])
+    assert walk.gradient_evaluations == shorter[2].gradient_evaluations
+    torch.testing.assert_close(shorter[0].paths, shorter[0].coordinates)
+
+
+def test_every_kept_state_is_a_sample():
+    model, data = classifier()
+    sampler = typical_set_walk(n_particles=3, n_steps=2, thermal=Thermalisation(3, 5, n_kept=2))
+    la = FiberLaplace(model, "classification", sampler=sampler, posterior="states", autoencoder=FAST)
+    la.fit(data)
+    assert len(la.sample(30).unique(dim=0)) == 6
+    assert la.report.n_particles == 3
+
+
 def test_the_loss_is_counted_from_a_minimum_near_a_network_that_is_not_at_one():
     model, data, _, dimension = gaussian()
     with torch.no_grad():
@@ -178,7 +207,8 @@ def test_an_interrupted_walk_goes_on_to_the_same_ends(refinement, tmp_path, monk
     """Also where curvature is kept from drift to drift."""
     model, data = classifier()
     joint, training = joint_of(model, data, "classification")
-    settings = {"n_particles": 5, "n_steps": 4, "thermal": Thermalisation(2, 5), "refinement": refinement}
+    thermal = Thermalisation(2, 5, n_kept=2)
+    settings = {"n_particles": 5, "n_steps": 4, "thermal": thermal, "refinement": refinement}
     sampler = typical_set_walk(**settings, checkpoint=Checkpoint(tmp_path, every=1))
     drift = Walk._drift
 
@@ -195,6 +225,7 @@ def test_an_interrupted_walk_goes_on_to_the_same_ends(refinement, tmp_path, monk
         monkeypatch.setattr(Walk, "_drift", drift)
         resumed = sampler.walk(joint, joint.network.theta(), training)
     torch.testing.assert_close(resumed.states, whole.states, rtol=0, atol=1e-7)
+    torch.testing.assert_close(resumed.paths, whole.paths, rtol=0, atol=1e-7)
     assert resumed.gradient_evaluations == whole.gradient_evaluations
     torch.testing.assert_close(resumed.trace.nll, whole.trace.nll, rtol=0, atol=1e-7)
     assert torch.equal(resumed.trace.rejected_share, whole.trace.rejected_share)
@@ -287,6 +318,7 @@ def test_distances_from_the_minimum_are_those_of_the_gaussian():
         (lambda: Thermalisation(n_trajectories=0), "n_trajectories: expected at least 1"),
         (lambda: Thermalisation(target_acceptance=1.0), "target_acceptance: expected a share"),
         (lambda: Thermalisation(jitter=1.0), "jitter: expected a share"),
+        (lambda: Thermalisation(n_kept=6), r"n_kept: expected 1 to n_trajectories \(5\), got 6"),
         (lambda: TrajectorySampler(lengths="long"), "lengths: expected 'fixed' or 'prior'"),
         (lambda: RefineToTypicalSet(max_steps=-1), "max_steps: expected 0 or more"),
     ],

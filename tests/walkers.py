@@ -37,7 +37,7 @@ def walk(out: str, n_particles: str, *options: str) -> None:
         n_particles=int(n_particles), n_steps=8, batch="loader", checkpoint=checkpoint, chunk_size=4
     )
     if "typical" in options:
-        thermal = Thermalisation(n_trajectories=2, n_leapfrog=5)
+        thermal = Thermalisation(n_trajectories=3, n_leapfrog=5, n_kept=2)
         sampler = typical_set_walk(n_particles=int(n_particles), n_steps=3, thermal=thermal, chunk_size=4)
     if "stochastic" in options:
         refinement = StochasticRefinement(epochs=1.0, min_steps=4)
