@@ -13,9 +13,9 @@ from laplace_fiber.trajectories import TrajectorySampler
 
 MOVES_ON_FEW_DATA = Thermalisation(n_trajectories=10, n_kept=4)
 """Of the stochastic walk: 128 samples of 32 particles. Validation NLL with prior precisions 1 and 3, five seeds, of the
-states after five moves, of those after the third to the fifth, and of these: Glass 0.893, 0.854, 0.859 and 0.849, 0.829,
-0.833; Ionosphere 0.191, 0.179, 0.185 and 0.183, 0.184, 0.180; Snelson's data 0.169, 0.168, 0.167 and 0.180, 0.177,
-0.173, split at the gap 0.210, 0.211, 0.194 and 0.240, 0.245, 0.227."""
+states after five moves, of those after the third to the fifth, and of these: Glass 0.893, 0.854, 0.859 and 0.849,
+0.829, 0.833; Ionosphere 0.191, 0.179, 0.185 and 0.183, 0.184, 0.180; Snelson's data 0.169, 0.168, 0.167 and 0.180,
+0.177, 0.173, split at the gap 0.210, 0.211, 0.194 and 0.240, 0.245, 0.227."""
 
 
 def automatic_walk(data: TrainingData) -> TrajectorySampler:

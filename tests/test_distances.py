@@ -4,7 +4,7 @@ import pytest
 
 from benchmarks import figures, page
 from benchmarks.collected import Collected
-from benchmarks.distances import LINEARISED, PLAIN, STOCHASTIC, TYPICAL, all_conditions
+from benchmarks.fidelity.conditions import LINEARISED, PLAIN, STOCHASTIC, TYPICAL, all_conditions
 from benchmarks.fidelity.methods import METHODS
 from benchmarks.page.fidelity import goals, references
 from tests import records

@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from benchmarks.collected import Collected
-from benchmarks.distances import Conditions, all_conditions
+from benchmarks.fidelity.conditions import Conditions, all_conditions
 from benchmarks.fidelity.methods import METHODS
 from benchmarks.fidelity.run import REFERENCE
 from benchmarks.figures.common import Picture, new_figure, panels

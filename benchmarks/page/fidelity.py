@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from benchmarks import figures
 from benchmarks.collected import Collected
-from benchmarks.distances import CLOSE, LINEARISED, PLAIN, WALKS, Conditions, all_conditions
+from benchmarks.fidelity.conditions import CLOSE, LINEARISED, PLAIN, WALKS, Conditions, all_conditions
 from benchmarks.fidelity.methods import METHODS
 from benchmarks.fidelity.run import REFERENCE
 from benchmarks.page.sections import figure, missing
