@@ -68,7 +68,7 @@ VARIANTS = {
     "typical-precision-0.1": Variant(kind="typical", prior_precision=0.1),
     "typical-precision-10": Variant(kind="typical", prior_precision=10.0),
     "stochastic": Variant(kind="stochastic"),
-    "stochastic-kept-1": Variant({"thermal": Thermalisation()}, kind="stochastic"),
+    "stochastic-kept-4": Variant({"thermal": Thermalisation(10, n_kept=4)}, kind="stochastic"),
     "stochastic-cold": Variant({"thermal": None}, kind="stochastic"),
     "stochastic-particles-4": Variant({"n_particles": 4}, kind="stochastic"),
     "stochastic-precision-0.1": Variant(kind="stochastic", prior_precision=0.1),

@@ -11,12 +11,6 @@ from laplace_fiber.stochastic import StochasticRefinement
 from laplace_fiber.thermal import Thermalisation
 from laplace_fiber.trajectories import TrajectorySampler
 
-MOVES_ON_FEW_DATA = Thermalisation(n_trajectories=10, n_kept=4)
-"""Of the stochastic walk: 128 samples of 32 particles. Validation NLL with prior precisions 1 and 3, five seeds, of the
-states after five moves, of those after the third to the fifth, and of these: Glass 0.893, 0.854, 0.859 and 0.849,
-0.829, 0.833; Ionosphere 0.191, 0.179, 0.185 and 0.183, 0.184, 0.180; Snelson's data 0.169, 0.168, 0.167 and 0.180,
-0.177, 0.173, split at the gap 0.210, 0.211, 0.194 and 0.240, 0.245, 0.227."""
-
 
 def automatic_walk(data: TrainingData) -> TrajectorySampler:
     """The walk of a posterior that was given none: the plain one where a step sees all (few) data, else among batches.
@@ -58,7 +52,7 @@ def stochastic_walk(
     loader
         The training data, if the walk shall follow their number. Few data (inputs of at most 2¹⁶ numbers in all) leave
         more of the weights undetermined, and cost little: there are 32 particles, and a few Hamiltonian moves on all
-        data end the walk, since Adam alone fits such data too closely; four states of each are kept.
+        data end the walk, since Adam alone fits such data too closely.
     dict_key_y
         Of dict-like batches: the targets' key.
     settings
@@ -72,6 +66,6 @@ def stochastic_walk(
         "norm_share": 5.0,
         "lengths": "prior",
         "refinement": StochasticRefinement(),
-        "thermal": MOVES_ON_FEW_DATA if few else None,
+        "thermal": Thermalisation() if few else None,
     }
     return TrajectorySampler(**preset | settings)

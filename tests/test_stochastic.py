@@ -148,8 +148,7 @@ def test_settings_follow_the_number_of_data(monkeypatch):
     for limit, few in [(numbers, True), (numbers - 1, False)]:
         monkeypatch.setattr("laplace_fiber.data.FEW_NUMBERS", limit)
         sampler = stochastic_walk(data, seed=3)
-        of_few = {"n_particles": 32, "thermal": Thermalisation(10, n_kept=4)}
-        assert sampler == stochastic_walk(seed=3, **(of_few if few else {}))
+        assert sampler == stochastic_walk(seed=3, **({"n_particles": 32, "thermal": Thermalisation()} if few else {}))
         named = [{"x": x, "labels": y, "length": len(y)} for x, y in data]
         assert stochastic_walk(named, seed=3).n_particles == (32 if numbers + 40 <= limit else 4)
     assert (stochastic_walk().n_particles, stochastic_walk().thermal) == (4, None)
