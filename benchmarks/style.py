@@ -20,6 +20,7 @@ LABELS = {
     "fiber-paper": "Fiber, always 5 refinements",
     "fiber-steps-20": "Fiber, always 20 refinements",
     "fiber-typical": style.LABELS["fiber_typical"],
+    "fiber-typical-48": "Fiber, typical set, 48 particles",
     "fiber-typical-cold": "Fiber, typical set, without moves",
     "fiber-stochastic": style.LABELS["fiber_stochastic"],
 }

@@ -38,8 +38,9 @@ class Conditions:
 
     @property
     def compared(self) -> list[str]:
-        """Problems that every method was run on: those that are counted."""
-        return [name for name in self.problems if set(METHODS) <= {r["method"] for r in self.records_on(name)}]
+        """Problems that every method was run on that has results here: those that are counted."""
+        every = {r["method"] for r in self.records}
+        return [name for name in self.problems if every == {r["method"] for r in self.records_on(name)}]
 
     def records_on(self, problem: str) -> list[Record]:
         """Those of one problem."""

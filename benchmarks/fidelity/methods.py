@@ -25,6 +25,7 @@ from laplace_fiber import (
     FixedRefinement,
     LatentAutoencoder,
     SampledPosterior,
+    Thermalisation,
     TrajectorySampler,
     stochastic_walk,
     typical_set_walk,
@@ -161,6 +162,7 @@ METHODS: dict[str, Method] = {
     "fiber-paper": _fiber(refinement=FixedRefinement(5)),
     "fiber-steps-20": _fiber(refinement=FixedRefinement(20)),
     "fiber-typical": _fiber(typical_set_walk),
+    "fiber-typical-48": _fiber(typical_set_walk, n_particles=48, thermal=Thermalisation(n_kept=3)),
     "fiber-typical-cold": _fiber(typical_set_walk, thermal=None),
     "fiber-stochastic": _fiber(stochastic_walk, sized=True),
 }
