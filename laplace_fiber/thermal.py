@@ -29,19 +29,19 @@ class Thermalisation:
     ----------
     n_trajectories, n_leapfrog
         Trajectories of each particle, and steps of each.
-    n_kept
-        The states after so many of the last trajectories are all kept as ends of the walk: further samples at no cost.
     target_acceptance
         Mean acceptance, to which the step size is brought from one trajectory to the next.
     jitter
         Each particle's step is drawn anew for each trajectory, within this share around the common one.
+    n_kept
+        The states after so many of the last trajectories are all kept as ends of the walk: further samples at no cost.
     """
 
     n_trajectories: int = 5
     n_leapfrog: int = 40
-    n_kept: int = 1
     target_acceptance: float = 0.75
     jitter: float = 0.5
+    n_kept: int = 1
 
     def __post_init__(self) -> None:
         for name in ("n_trajectories", "n_leapfrog"):
