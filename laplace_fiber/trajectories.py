@@ -276,12 +276,11 @@ class TrajectorySampler:
         """Walk all particles from ``origin``. Call inside the network's evaluation mode.
 
         Peak memory beside the network and one group's forward and backward passes, in numbers of the size of a weight:
-        n·(T + k − 1)·p for the basis, where k states are kept of each particle's Hamiltonian moves, or 1 without these
-        (half of it above 2 GiB; none for ``basis=BasisStorage(directory=...)``), 3·n·p for positions, drifts and
-        displacements (n being this process's particles, plus n·p for all of them when distributed; 4·n·p more for
-        :class:`StochasticRefinement`, 18·p at least for its trial of rates), 9·g·p for a group of g particles, and for
-        ``descent="quasi-newton"`` 16·n·p up to 2²⁵ numbers, else 16·g·p. A fit adds about 20·(n·(T + k − 1))² for
-        coordinates and autoencoder.
+        n·(T + k − 1)·p for the basis, k ends being kept of each particle (half of it above 2 GiB; none for
+        ``basis=BasisStorage(directory=...)``), 3·n·p for positions, drifts and displacements (n being this process's
+        particles, plus n·p for all of them when distributed; 4·n·p more for :class:`StochasticRefinement`, 18·p at
+        least for its trial of rates), 9·g·p for a group of g particles, and for ``descent="quasi-newton"`` 16·n·p up to
+        2²⁵ numbers, else 16·g·p. A fit adds about 20·(n·(T + k − 1))² for coordinates and autoencoder.
 
         Raises
         ------

@@ -10,10 +10,14 @@ from benchmarks.collected import Collected, Record, paired
 from benchmarks.fidelity.methods import METHODS
 from benchmarks.fidelity.problems import PROBLEMS
 from benchmarks.fidelity.run import REFERENCE
+from benchmarks.style import label
 
 LINEARISED, PLAIN, TYPICAL, STOCHASTIC = "linearised", "fiber", "fiber-typical", "fiber-stochastic"
 WALKS = (PLAIN, TYPICAL, STOCHASTIC)
 OWN = tuple(name for name in METHODS if name.startswith("fiber"))
+PLACES = ("inside", "outside")
+"""Of the data, where distances are taken."""
+
 CLOSE = 1.5
 """Inside the data walks shall be at most this many times as far from HMC as the linearised Laplace."""
 
@@ -90,6 +94,11 @@ class Conditions:
     def predicts_as_well(self, method: str, others: Sequence[str]) -> list[str]:
         """Problems on which its test NLL is no worse than each of the others'."""
         return [p for p in self.compared if all(self.no_worse(p, method, other, "test_nll") for other in others)]
+
+
+def row_name(method: str) -> str:
+    """Of a method in tables and figures of distances; the chains' own distance is that between their halves."""
+    return "HMC, half against half" if method == REFERENCE else label(method)
 
 
 def all_conditions(results: Collected) -> list[Conditions]:

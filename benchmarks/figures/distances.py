@@ -8,11 +8,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from benchmarks.collected import Collected
-from benchmarks.fidelity.conditions import Conditions, all_conditions
+from benchmarks.fidelity.conditions import PLACES, Conditions, all_conditions, row_name
 from benchmarks.fidelity.methods import METHODS
 from benchmarks.fidelity.run import REFERENCE
 from benchmarks.figures.common import Picture, new_figure, panels
-from benchmarks.style import label
 from laplace_fiber.plots.style import PALETTE
 
 NETWORK = "map"
@@ -29,10 +28,10 @@ def _distances(results: Collected) -> Figure:
     methods = [REFERENCE, *(m for m in METHODS if m != NETWORK)]
     figure = new_figure(9.0, 1.3 + ROW_HEIGHT * len(methods))
     axes = panels(figure, 2, 2, "distance from HMC / the trained network's", "")
-    for place, (axis, where) in enumerate(zip(axes, ("inside", "outside"), strict=True)):
+    for place, (axis, where) in enumerate(zip(axes, PLACES, strict=True)):
         for row, method in enumerate(methods):
             _row(axis, row, method, f"wasserstein_{where}", conditions)
-        axis.set_yticks(range(len(methods)), [_name(m) for m in methods] if place == 0 else [])
+        axis.set_yticks(range(len(methods)), [row_name(m) for m in methods] if place == 0 else [])
         axis.set_ylim(len(methods) - 0.5, -0.5)
         axis.set_xscale("log")
         axis.axvline(1.0, color="0.4", lw=0.8)
@@ -54,10 +53,6 @@ def _row(axis: Axes, row: int, method: str, measure: str, conditions: list[Condi
     if ratios:
         middle = statistics.geometric_mean(ratios)
         axis.plot([middle, middle], [row - 0.4, row + 0.4], color="black", lw=1.8)
-
-
-def _name(method: str) -> str:
-    return "HMC, half against half" if method == REFERENCE else label(method)
 
 
 PICTURES = (

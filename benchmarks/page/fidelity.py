@@ -6,16 +6,13 @@ from collections.abc import Sequence
 
 from benchmarks import figures
 from benchmarks.collected import Collected
-from benchmarks.fidelity.conditions import CLOSE, LINEARISED, PLAIN, WALKS, Conditions, all_conditions
+from benchmarks.fidelity.conditions import CLOSE, LINEARISED, PLACES, PLAIN, WALKS, Conditions, all_conditions, row_name
 from benchmarks.fidelity.methods import METHODS
 from benchmarks.fidelity.run import REFERENCE
 from benchmarks.page.sections import figure, missing
+from benchmarks.page.tables import NOTHING
 from benchmarks.report import markdown_table
 from benchmarks.style import label
-
-PLACES = ("inside", "outside")
-OF_CHAINS = "HMC, half against half"
-NOTHING = "–"
 
 
 def sections(results: Collected) -> dict[str, str]:
@@ -71,8 +68,8 @@ def references(conditions: Sequence[Conditions]) -> str:
         f"{info['seconds']:.0f} s"
         for c, name, seed, info in open_ended
     ]
-    lead = f"Of {len(every)} references {len(open_ended)} stopped at their limit{':' if lines else '.'}"
-    return "\n\n".join([lead, *filter(None, ["\n".join(lines)])])
+    lead = f"Of {len(every)} references {len(open_ended)} stopped at their limit"
+    return "\n".join([f"{lead}:\n", *lines]) if lines else f"{lead}."
 
 
 def _tables(c: Conditions) -> str:
@@ -99,7 +96,7 @@ def _table(c: Conditions, measures: Sequence[str]) -> str:
             marked = zip(texts, measures, strict=True)
             cells.append(" · ".join(f"**{t}**" if method in bold[problem, m] else t for t, m in marked))
         if any(cell.strip(f"{NOTHING} ·") for cell in cells):
-            rows.append([OF_CHAINS if method == REFERENCE else label(method), *cells])
+            rows.append([row_name(method), *cells])
     return markdown_table(["method", *c.problems], rows)
 
 
