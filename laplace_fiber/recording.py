@@ -67,7 +67,7 @@ class Recorded:
         self.work = sum(_operations(node) for node in head.graph.nodes)
         self._head: Callable[..., Any] = head
         if compiled:
-            self._head = torch.compile(head, dynamic=False, fullgraph=True)
+            self._head = _compiled(head)
         elif any(t.is_cuda for t in moving):  # elsewhere the body need not be run here
             with torch.no_grad():
                 self._head = captured_if_it_pays(head, (*moving, *self._body(*fixed)), self.work)
@@ -179,6 +179,15 @@ class Recorder:
             return self._record(function, moving, fixed)
         agrees = (torch.allclose(a, b, 1e-3, 1e-4, equal_nan=True) for a, b in zip(expected, results, strict=True))
         return recorded if all(agrees) else None
+
+
+def _compiled(head: GraphModule) -> Callable[..., Any]:
+    """By ``torch.compile``, without its checks at each call of what cannot change: shapes, types and modes."""
+    unchecked = getattr(torch.compiler, "skip_all_guards_unsafe", None)  # since torch 2.9
+    options = {"guard_filter_fn": unchecked} if unchecked else None
+    compiled = torch.compile(head.forward, dynamic=False, fullgraph=True, options=options)
+    # Which strides a caller's tensors have may change.
+    return lambda *inputs: compiled(*(t.contiguous() for t in inputs))
 
 
 def _split(whole: GraphModule, n_moving: int) -> tuple[GraphModule, GraphModule]:
