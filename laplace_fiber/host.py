@@ -82,7 +82,7 @@ backend, backend_kwargs, asdl_fisher_kwargs
         _check_given(model, likelihood)
         network = NetworkFunction(model, subset, engine)
         super().__init__(
-            model,
+            network.model,
             likelihood,
             temperature=temperature,
             enable_backprop=enable_backprop,

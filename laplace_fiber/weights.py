@@ -33,7 +33,8 @@ class NetworkFunction:
     Parameters
     ----------
     model
-        The trained network. It is never written to; forward passes run in eval mode and the mode is restored.
+        The trained network. It is never written to; forward passes run in eval mode and the mode is restored. One that
+        ``torch.compile`` has compiled is run as it was written: compiled code has no second derivatives, nor batches.
     subset
         The weights that move (see :data:`Subset`). Weights with ``requires_grad=False`` never do.
     engine
@@ -49,7 +50,7 @@ class NetworkFunction:
     def __init__(self, model: nn.Module, subset: Subset = "all", engine: Engine = "auto") -> None:
         if engine not in ("auto", "vmap", "loop"):
             raise ValueError(f"engine: expected 'auto', 'vmap' or 'loop', got {engine!r}.")
-        self.model = model
+        self.model = model = as_written(model)
         self.engine: Engine = engine
         self.last_layer = _last_layer_name(model) if isinstance(subset, str) and subset == "last_layer" else None
         trainable = {name: p for name, p in model.named_parameters() if p.requires_grad}
@@ -147,13 +148,18 @@ class NetworkFunction:
     @contextmanager
     def evaluation(self) -> Iterator[None]:
         """Eval mode (batch-norm statistics frozen, dropout off) while inside; each module's own mode afterwards."""
+        compiled = [(m, m._compiled_call_impl) for m in self.model.modules() if m._compiled_call_impl is not None]
         # The fused layers that eval mode switches on have neither derivatives nor batching rules.
         fused = torch.backends.mha.get_fastpath_enabled()
         torch.backends.mha.set_fastpath_enabled(False)
         try:
+            for module, _ in compiled:
+                module._compiled_call_impl = None
             with eval_mode(self.model):
                 yield
         finally:
+            for module, call in compiled:
+                module._compiled_call_impl = call
             torch.backends.mha.set_fastpath_enabled(fused)
 
     def check_last_layer(self, x: Inputs) -> None:
@@ -183,6 +189,12 @@ class NetworkFunction:
                 f"subset='last_layer': expected {self.last_layer!r} (the last one registered) to run last, "
                 f"got {called[-1]!r}; name the layer yourself with subset=[{called[-1]!r}]."
             )
+
+
+def as_written(model: nn.Module) -> nn.Module:
+    """The network within what ``torch.compile(network)`` returns, with the same weights; any other network itself."""
+    written: nn.Module = getattr(model, "_orig_mod", model)
+    return written
 
 
 @contextmanager
