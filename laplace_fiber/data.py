@@ -153,7 +153,17 @@ def batches_of(loader: Iterable[Any], seed: int = 0) -> Iterator[Any]:
 
     A DataLoader draws from the global generator, even when it does not shuffle; the stream is switched in for each
     batch and out again.
+
+    Raises
+    ------
+    ValueError
+        The loader can be gone through once only.
     """
+    if isinstance(loader, Iterator):
+        raise ValueError(
+            f"loader: expected batches that can be gone through again and again, got a {type(loader).__name__}, which "
+            "ends with the first pass; pass the DataLoader itself, or a list of batches."
+        )
     stream = torch.Generator().manual_seed(seed).get_state()
     batches: Iterator[Any] | None = None
     while True:

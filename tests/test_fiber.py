@@ -492,6 +492,7 @@ def test_a_failed_fit_leaves_nothing_half_done():
         (loader(poisoned, y), "expected a finite loss at the trained weights, got nan"),
         (loader(x, y + 1), "expected labels in"),
         (loader(x[:0], y[:0]), "got an empty loader"),
+        (iter(loader(x, y)), "again and again, got a .*pass the DataLoader itself"),
     ]:
         with pytest.raises(ValueError, match=message):
             la.fit(bad)
