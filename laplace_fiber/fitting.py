@@ -53,6 +53,7 @@ class FittedPosterior(HostedPosterior, ABC):
         """What a user should be told after a fit, besides what :attr:`diagnostics` holds."""
         return ()
 
+    @torch.inference_mode(False)  # which a caller may be in, for predictions: fits need derivatives
     def fit(self, train_loader: Iterable[Any], override: bool = True, progress_bar: bool = False) -> None:
         """Fit the posterior to the data that the model was trained on.
 

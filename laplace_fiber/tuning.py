@@ -84,6 +84,7 @@ class TunablePosterior(FittedPosterior, ABC):
             "optimize_prior_precision(method='gridsearch', val_loader=...)."
         )
 
+    @torch.inference_mode(False)  # as fit
     def optimize_prior_precision(
         self,
         pred_type: str | None = None,

@@ -6,7 +6,9 @@ Weights enter through :func:`torch.func.functional_call`; the user's model is on
 from __future__ import annotations
 
 import itertools
+import threading
 import warnings
+import weakref
 from collections.abc import Iterator, MutableMapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Literal, TypeAlias
@@ -25,6 +27,10 @@ Subset: TypeAlias = Literal["all", "last_layer"] | Sequence[str] | Tensor
 
 Engine: TypeAlias = Literal["auto", "vmap", "loop"]
 """How several weight vectors are evaluated: batched, one after another, or whichever suits the network."""
+
+
+_LOCKS: weakref.WeakKeyDictionary[nn.Module, threading.RLock] = weakref.WeakKeyDictionary()
+"""One for each network: weights are put into it for the time of a forward pass, which no other thread may see."""
 
 
 class NetworkFunction:
@@ -147,7 +153,15 @@ class NetworkFunction:
 
     @contextmanager
     def evaluation(self) -> Iterator[None]:
-        """Eval mode (batch-norm statistics frozen, dropout off) while inside; each module's own mode afterwards."""
+        """Eval mode (batch-norm statistics frozen, dropout off) while inside; each module's own mode afterwards.
+
+        One thread at a time: others that evaluate the same model wait.
+        """
+        with _LOCKS.setdefault(self.model, threading.RLock()), self._evaluation():
+            yield
+
+    @contextmanager
+    def _evaluation(self) -> Iterator[None]:
         compiled = [(m, m._compiled_call_impl) for m in self.model.modules() if m._compiled_call_impl is not None]
         # The fused layers that eval mode switches on have neither derivatives nor batching rules.
         fused = torch.backends.mha.get_fastpath_enabled()

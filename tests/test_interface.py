@@ -8,6 +8,7 @@ import subprocess
 import sys
 import warnings
 from collections import UserDict, namedtuple
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import pytest
@@ -611,6 +612,31 @@ def test_compiled_networks_are_run_as_written(in_place, subset):
     torch.testing.assert_close(fit(given, loader(x, Y), subset=subset)(x), expected)
     assert given.__dict__.get("_compiled_call_impl") is calls
     assert bool(calls) == in_place
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_fits_in_a_mode_for_predictions(mode):
+    def chosen():
+        la = fit(model, loader(x, Y))
+        la.optimize_prior_precision()
+        return la
+
+    model, x = mlp(), normal(N, 4)
+    expected = chosen()
+    with mode():
+        la = chosen()
+        assert torch.equal(la.prior_precision, expected.prior_precision)
+        assert torch.equal(la(x), expected(x))
+
+
+def test_threads_share_a_network():
+    model, x = mlp(), normal(N, 4)
+    posteriors = [fit(model, loader(x, Y), subset=subset) for subset in ("all", "last_layer")]
+    expected = [la(x) for la in posteriors]
+    with ThreadPoolExecutor(4) as threads:  # enough calls for recordings to be made meanwhile
+        results = list(threads.map(lambda i: posteriors[i % 2](x.clone()), range(100)))
+    for i, result in enumerate(results):
+        torch.testing.assert_close(result, expected[i % 2])
 
 
 # --- copies and files ------------------------------------------------------------------------------------------------
