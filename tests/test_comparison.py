@@ -8,6 +8,7 @@ import json
 import math
 import re
 import sys
+import warnings
 from collections import UserDict
 from pathlib import Path
 
@@ -364,14 +365,25 @@ def test_a_failing_method_shows_its_error_and_the_others_go_on():
 
 def test_warnings_stand_below_the_table():
     def warns(task, seed, settings, progress_bar):
-        import warnings
-
         warnings.warn("careful", stacklevel=1)
         return METHODS["map"].fit(task, seed, settings, progress_bar)
 
     model, parts = problem()
     result = compare(model, "classification", *parts, [Method("w", "Warns", warns)], seeds=(0, 1), **QUIET)
     assert result.to_markdown().count("- Warns: careful") == 1
+
+
+def test_settings_that_were_not_chosen_warn_of_nothing():
+    def warns(task, seed, settings, progress_bar):
+        warnings.warn(f"careful at {settings['prior_precision']}", stacklevel=1)
+        return fake(lambda s: abs(s["prior_precision"] - 2.0))[0].fit(task, seed, settings, progress_bar)
+
+    model, parts = always_first_class()
+    result = compare(
+        model, "classification", *parts, [Method("w", "Warns", warns)], prior_precisions=(1.0, 2.0, 3.0), **QUIET
+    )
+    assert result.rows[0]["n_settings"] == 3
+    assert result.rows[0]["warnings"] == ["careful at 2.0"]
 
 
 def test_an_interrupt_passes_through_and_names_the_file_of_what_is_done(tmp_path):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 import time
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -73,11 +74,12 @@ class Outcome:
 
 @dataclass
 class _Fit:
-    """A fit, the settings that were chosen for it, and its seconds."""
+    """A fit, the settings that were chosen for it, its seconds, and what it warned of."""
 
     fitted: Fitted
     chosen: Settings
     seconds: float
+    warned: Sequence[warnings.WarningMessage]
 
     def takes_over(self, chosen: Settings) -> bool:
         """Whether it follows to settings that differ in the prior precision alone."""
@@ -90,7 +92,7 @@ class Search:
     """A search along one setting at a time: the next value of each setting in turn, all others at the best so far.
 
     Settings that a fit can follow without another fit (the prior precision of a Gaussian) are not fitted again. All
-    seconds are those of ``clock``.
+    seconds are those of ``clock``. Of what fits warn of, the end of the search shows what concerns the best one.
     """
 
     method: Method
@@ -162,11 +164,12 @@ class Search:
     def _fit(self, chosen: Settings) -> _Fit:
         start = self.clock()
         try:
-            fitted = self.method.fit(self.task, self.seed, {**self.method.options, **chosen}, self.progress_bar)
+            with warnings.catch_warnings(record=True) as warned:
+                fitted = self.method.fit(self.task, self.seed, {**self.method.options, **chosen}, self.progress_bar)
         finally:
             seconds = self.clock() - start
             self.slowest_fit = max(self.slowest_fit, seconds)
-        return _Fit(fitted, chosen, seconds)
+        return _Fit(fitted, chosen, seconds, warned)
 
     def _judge(self, fit: _Fit) -> float:
         """The validation NLL; not a number counts as infinite."""
@@ -177,6 +180,8 @@ class Search:
         return loss if math.isfinite(loss) else math.inf
 
     def _outcome(self, best: _Fit, start: float) -> Outcome:
+        for w in best.warned:
+            warnings.warn_explicit(w.message, w.category, w.filename, w.lineno, source=w.source)
         predict, settings, task = best.fitted.predict, dict(self.best_settings), self.task
         if self.method.calibrated:
             calibration = Calibration(*predict_all(predict, task.val_loader, task.device), task.sigma_noise)
