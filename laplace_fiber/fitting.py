@@ -53,7 +53,6 @@ class FittedPosterior(HostedPosterior, ABC):
         """What a user should be told after a fit, besides what :attr:`diagnostics` holds."""
         return ()
 
-    @torch.inference_mode(False)  # which a caller may be in, for predictions: fits need derivatives
     def fit(self, train_loader: Iterable[Any], override: bool = True, progress_bar: bool = False) -> None:
         """Fit the posterior to the data that the model was trained on.
 
@@ -75,6 +74,12 @@ class FittedPosterior(HostedPosterior, ABC):
         """
         if not override:
             raise ValueError("override: expected True, got False; a fit depends on all data: fit on their union.")
+        with torch.inference_mode(False):  # which a caller may be in, for predictions; fits need derivatives
+            self._fit_to(train_loader, progress_bar)
+        for message in self.fit_warnings():
+            self._notices.say(message)
+
+    def _fit_to(self, train_loader: Iterable[Any], progress_bar: bool) -> None:
         data = TrainingData(train_loader, self._device, self.batch, self.dict_key_y, self.seed)
         self.network.check_last_layer(data.first[0])
         theta = self._trained()
@@ -98,8 +103,6 @@ class FittedPosterior(HostedPosterior, ABC):
         self._data, self._backend = data, None
         self._forget_predictions()
         self.mean = theta
-        for message in self.fit_warnings():
-            self._notices.say(message)
 
     def settings_shown(self) -> dict[str, Any]:
         """Settings of the method that ``repr`` names."""

@@ -84,7 +84,6 @@ class TunablePosterior(FittedPosterior, ABC):
             "optimize_prior_precision(method='gridsearch', val_loader=...)."
         )
 
-    @torch.inference_mode(False)  # as fit
     def optimize_prior_precision(
         self,
         pred_type: str | None = None,
@@ -117,30 +116,31 @@ class TunablePosterior(FittedPosterior, ABC):
         """
         self._require_mean()
         pred_type = self._pred_type(pred_type)
-        if method == "gridsearch":
-            if val_loader is None:
-                raise ValueError("gridsearch: expected a validation DataLoader, got None; pass val_loader=.")
-            grid = torch.logspace(log_prior_prec_min, log_prior_prec_max, grid_size, base=log_prior_prec_base)
-            prediction = {"pred_type": pred_type, "link_approx": link_approx, "n_samples": n_samples}
-            evaluate = ValidationLoss(cast("SampledPosterior", self), val_loader, loss, prediction)
-            search_prior_precision(self, grid, evaluate, progress_bar)
-        elif method == "marglik":
-            with warnings.catch_warnings():
-                # About a default link approximation that sampled posteriors do not have.
-                warnings.filterwarnings("ignore", message="By default `link_approx`")
-                super().optimize_prior_precision(
-                    pred_type=pred_type,
-                    method=method,
-                    n_steps=n_steps,
-                    lr=lr,
-                    init_prior_prec=init_prior_prec,
-                    prior_structure=prior_structure,
-                    val_loader=val_loader,
-                    progress_bar=progress_bar,
-                )
-        else:
-            raise ValueError(f"method: expected 'gridsearch' or 'marglik', got {method!r}.")
-        self.settle_prior_precision()
+        with torch.inference_mode(False):  # as fit
+            if method == "gridsearch":
+                if val_loader is None:
+                    raise ValueError("gridsearch: expected a validation DataLoader, got None; pass val_loader=.")
+                grid = torch.logspace(log_prior_prec_min, log_prior_prec_max, grid_size, base=log_prior_prec_base)
+                prediction = {"pred_type": pred_type, "link_approx": link_approx, "n_samples": n_samples}
+                evaluate = ValidationLoss(cast("SampledPosterior", self), val_loader, loss, prediction)
+                search_prior_precision(self, grid, evaluate, progress_bar)
+            elif method == "marglik":
+                with warnings.catch_warnings():
+                    # About a default link approximation that sampled posteriors do not have.
+                    warnings.filterwarnings("ignore", message="By default `link_approx`")
+                    super().optimize_prior_precision(
+                        pred_type=pred_type,
+                        method=method,
+                        n_steps=n_steps,
+                        lr=lr,
+                        init_prior_prec=init_prior_prec,
+                        prior_structure=prior_structure,
+                        val_loader=val_loader,
+                        progress_bar=progress_bar,
+                    )
+            else:
+                raise ValueError(f"method: expected 'gridsearch' or 'marglik', got {method!r}.")
+            self.settle_prior_precision()
         if verbose:
             print(f"Optimized prior precision is {self.prior_precision}.")  # noqa: T201  (asked for)
 

@@ -5,6 +5,7 @@ import math
 import subprocess
 import sys
 import warnings
+from pathlib import Path
 
 import pytest
 import torch
@@ -419,8 +420,9 @@ def test_report_measures_the_distance_of_decoded_samples():
 
 def test_a_network_that_is_not_at_a_minimum_is_reported_with_its_gradient():
     model, data = classifier()
-    with pytest.warns(UserWarning, match=r"not at a minimum .*gradient norm .* prior_precision="):
+    with pytest.warns(UserWarning, match=r"not at a minimum .*gradient norm .* prior_precision=") as told:
         la = fitted(model, data, prior_precision=100.0)
+    assert Path(told[0].filename).parent == Path(__file__).parent  # the line that called fit
     x, y = data.dataset.tensors
     objective = nn.functional.cross_entropy(model(x), y, reduction="sum")
     objective = objective + 50.0 * sum(p.square().sum() for p in model.parameters())
