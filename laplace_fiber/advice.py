@@ -31,7 +31,8 @@ def signs(report: FitReport) -> Iterator[str]:
             f"Decoded samples differ from the walk's states (NLL by {report.decoded_gap:+.1%}, weights by "
             f"{report.reconstruction_error:.1%}): widen the autoencoder, or use posterior='states'."
         )
-    if report.straightness < 0.9 or report.predictive_gap > 0.02:
+    on_the_way = any(0 < position < 1 for position in report.drawn_at)  # which trajectories' ends are not
+    if (report.straightness < 0.9 and on_the_way) or report.predictive_gap > 0.02:
         yield (
             f"The latent space bends the walk (straightness {report.straightness:.2f}, predictions move by "
             f"{report.predictive_gap:.3f}), which costs calibration: "

@@ -5,6 +5,7 @@ import math
 import subprocess
 import sys
 import warnings
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -378,6 +379,13 @@ def test_each_failure_sign_has_its_advice(sign, advice):
     assert len(report.advice()) == 1
     assert advice in report.advice()[0]
     assert report.advice()[0] in str(report)
+
+
+def test_bent_trajectories_matter_where_samples_lie_on_them():
+    bent = FitReport(**{**HEALTHY, "straightness": 0.5})
+    assert bent.advice()
+    assert not replace(bent, drawn_at=(1.0,)).advice()
+    assert replace(bent, drawn_at=(1.0,), predictive_gap=0.1).advice()
 
 
 def test_samples_that_fit_far_more_closely_than_the_network_are_warned_of():
