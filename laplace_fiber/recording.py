@@ -183,7 +183,7 @@ class Recorder:
 
 def _compiled(head: GraphModule) -> Callable[..., Any]:
     """By ``torch.compile``, without its checks at each call of what cannot change: shapes, types and modes."""
-    unchecked = getattr(torch.compiler, "skip_all_guards_unsafe", None)  # since torch 2.9
+    unchecked = getattr(torch.compiler, "skip_all_guards_unsafe", None)  # older versions of torch lack it
     options = {"guard_filter_fn": unchecked} if unchecked else None
     compiled = torch.compile(head.forward, dynamic=False, fullgraph=True, options=options)
     # Which strides a caller's tensors have may change.
