@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from laplace_fiber.modes import without_recomputation
 from laplace_fiber.weights import Inputs, NetworkFunction
 
 Buffers: TypeAlias = dict[str, Tensor]
@@ -66,7 +67,7 @@ def outputs_with_buffers(
 ) -> Float[Tensor, "s b *c"]:
     """The network in eval mode under each weight vector and its own buffers."""
     outputs: list[Tensor] = []
-    with network.evaluation(), torch.set_grad_enabled(keep_graph):
+    with network.evaluation(), torch.set_grad_enabled(keep_graph), without_recomputation():
         for i, theta in enumerate(thetas):
             named = {**network.named(theta), **{name: rows[i] for name, rows in buffers.items()}}
             outputs.append(functional_call(network.model, named, (x,), model_kwargs))

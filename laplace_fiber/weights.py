@@ -6,11 +6,9 @@ Weights enter through :func:`torch.func.functional_call`; the user's model is on
 from __future__ import annotations
 
 import itertools
-import threading
 import warnings
-import weakref
 from collections.abc import Iterator, MutableMapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any, Literal, TypeAlias
 
 import torch
@@ -18,6 +16,8 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.func import functional_call, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from laplace_fiber.modes import as_written, evaluation, without_recomputation
 
 Inputs: TypeAlias = Tensor | MutableMapping[str, Any]
 """What a network takes: a tensor, or the dict-like batch of a Hugging Face model."""
@@ -27,10 +27,6 @@ Subset: TypeAlias = Literal["all", "last_layer"] | Sequence[str] | Tensor
 
 Engine: TypeAlias = Literal["auto", "vmap", "loop"]
 """How several weight vectors are evaluated: batched, one after another, or whichever suits the network."""
-
-
-_LOCKS: weakref.WeakKeyDictionary[nn.Module, threading.RLock] = weakref.WeakKeyDictionary()
-"""One for each network: weights are put into it for the time of a forward pass, which no other thread may see."""
 
 
 class NetworkFunction:
@@ -103,7 +99,13 @@ class NetworkFunction:
 
     def one(self, theta: Float[Tensor, " p"], x: Inputs, **model_kwargs: Any) -> Float[Tensor, "b *c"]:
         """f(θ, x) for one θ. Call inside :meth:`evaluation`."""
-        output: Tensor = functional_call(self.model, self.named(theta), (x,), model_kwargs)
+        with without_recomputation():
+            output = functional_call(self.model, self.named(theta), (x,), model_kwargs)
+        if not isinstance(output, Tensor):
+            raise ValueError(
+                f"model: expected one tensor of outputs, got a {type(output).__name__}; wrap the network in a module "
+                "whose forward picks the outputs, such as model(x).logits."
+            )
         return output
 
     def many(self, thetas: Float[Tensor, "n p"], x: Inputs, **model_kwargs: Any) -> Float[Tensor, "n b *c"]:
@@ -151,30 +153,12 @@ class NetworkFunction:
         convolutional = any(isinstance(m, nn.modules.conv._ConvNd) for m in self.model.modules())
         return "loop" if convolutional and self.tensors[0].device.type == "cpu" else "vmap"
 
-    @contextmanager
-    def evaluation(self) -> Iterator[None]:
+    def evaluation(self) -> AbstractContextManager[None]:
         """Eval mode (batch-norm statistics frozen, dropout off) while inside; each module's own mode afterwards.
 
         One thread at a time: others that evaluate the same model wait.
         """
-        with _LOCKS.setdefault(self.model, threading.RLock()), self._evaluation():
-            yield
-
-    @contextmanager
-    def _evaluation(self) -> Iterator[None]:
-        compiled = [(m, m._compiled_call_impl) for m in self.model.modules() if m._compiled_call_impl is not None]
-        # The fused layers that eval mode switches on have neither derivatives nor batching rules.
-        fused = torch.backends.mha.get_fastpath_enabled()
-        torch.backends.mha.set_fastpath_enabled(False)
-        try:
-            for module, _ in compiled:
-                module._compiled_call_impl = None
-            with eval_mode(self.model):
-                yield
-        finally:
-            for module, call in compiled:
-                module._compiled_call_impl = call
-            torch.backends.mha.set_fastpath_enabled(fused)
+        return evaluation(self.model)
 
     def check_last_layer(self, x: Inputs) -> None:
         """Make sure that the layer taken for the last one is called last.
@@ -203,24 +187,6 @@ class NetworkFunction:
                 f"subset='last_layer': expected {self.last_layer!r} (the last one registered) to run last, "
                 f"got {called[-1]!r}; name the layer yourself with subset=[{called[-1]!r}]."
             )
-
-
-def as_written(model: nn.Module) -> nn.Module:
-    """The network within what ``torch.compile(network)`` returns, with the same weights; any other network itself."""
-    written: nn.Module = getattr(model, "_orig_mod", model)
-    return written
-
-
-@contextmanager
-def eval_mode(model: nn.Module) -> Iterator[None]:
-    """Eval mode while inside; each module's own mode afterwards."""
-    modes = [(m, m.training) for m in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, mode in modes:
-            module.training = mode
 
 
 def difference_step(theta: Float[Tensor, " p"]) -> Float[Tensor, ""]:

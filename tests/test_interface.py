@@ -17,6 +17,7 @@ from laplace import marglik_training
 from laplace.curvature import CurvlinopsGGN
 from problems import FAST, classifier, fitted, loader, regressor
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 from torch.utils.data import BatchSampler, DataLoader, IterableDataset, SequentialSampler, SubsetRandomSampler
 
 from laplace_fiber import FiberLaplace, LatentAutoencoder, TrajectorySampler
@@ -483,6 +484,39 @@ def test_regression_of_sequences():
     assert bool((variance >= 0).all())
     la.optimize_prior_precision(method="gridsearch", val_loader=loader(x, y), grid_size=3)
     assert bool(torch.isfinite(la.log_marginal_likelihood()))
+
+
+class Wrapped(nn.Module):
+    """A network whose outputs come in a container."""
+
+    def __init__(self, inner, wrap):
+        super().__init__()
+        self.inner, self.wrap = inner, wrap
+
+    def forward(self, x):
+        return self.wrap(self.inner(x))
+
+
+@pytest.mark.parametrize("wrap", [lambda f: (f, None), lambda f: {"logits": f}], ids=["tuple", "dict"])
+def test_outputs_in_a_container_are_refused(wrap):
+    with pytest.raises(ValueError, match=r"expected one tensor of outputs, got a (tuple|dict); wrap the network"):
+        fit(Wrapped(mlp(), wrap), loader(normal(N, 4), Y))
+
+
+@pytest.mark.parametrize("engine", ["vmap", "loop"])
+def test_gradient_checkpointing_is_refused(engine):
+    """The backward pass would run the layers with other weights than the forward pass."""
+
+    class Checkpointed(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = mlp()
+
+        def forward(self, x):
+            return checkpoint(self.inner, x, use_reentrant=False)
+
+    with pytest.raises(RuntimeError, match=r"got gradient checkpointing, .* switch it off"):
+        fit(Checkpointed(), loader(normal(N, 4), Y), engine=engine)
 
 
 # --- dtypes ----------------------------------------------------------------------------------------------------------

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from laplace_fiber.data import batches_of, moved, pairs
 from laplace_fiber.metrics import Prediction, TargetDistribution
-from laplace_fiber.weights import Inputs, eval_mode
+from laplace_fiber.modes import eval_mode
+from laplace_fiber.weights import Inputs
 
 Predict: TypeAlias = Callable[[Inputs], Prediction]
 """Maps a batch of inputs to a prediction on the CPU; the same one at each call."""

@@ -1,0 +1,59 @@
+"""How a network is run with weights that are not its own: as it was written, in eval mode, by one thread at a time."""
+
+from __future__ import annotations
+
+import threading
+import weakref
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
+
+import torch
+from torch import nn
+
+_LOCKS: weakref.WeakKeyDictionary[nn.Module, threading.RLock] = weakref.WeakKeyDictionary()
+"""One for each network: weights are put into it for the time of a forward pass, which no other thread may see."""
+
+
+def as_written(model: nn.Module) -> nn.Module:
+    """The network within what ``torch.compile(network)`` returns, with the same weights; any other network itself."""
+    written: nn.Module = getattr(model, "_orig_mod", model)
+    return written
+
+
+@contextmanager
+def eval_mode(model: nn.Module) -> Iterator[None]:
+    """Eval mode while inside; each module's own mode afterwards."""
+    modes = [(m, m.training) for m in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
+
+
+@contextmanager
+def evaluation(model: nn.Module) -> Iterator[None]:
+    """Eval mode without compiled code and fused layers, while inside; other threads wait for the same model."""
+    with _LOCKS.setdefault(model, threading.RLock()):
+        compiled = [(m, m._compiled_call_impl) for m in model.modules() if m._compiled_call_impl is not None]
+        # The fused layers that eval mode switches on have neither derivatives nor batching rules.
+        fused = torch.backends.mha.get_fastpath_enabled()
+        torch.backends.mha.set_fastpath_enabled(False)
+        try:
+            for module, _ in compiled:
+                module._compiled_call_impl = None
+            with eval_mode(model):
+                yield
+        finally:
+            for module, call in compiled:
+                module._compiled_call_impl = call
+            torch.backends.mha.set_fastpath_enabled(fused)
+
+
+def without_recomputation() -> AbstractContextManager[object]:
+    """Refuse, while inside, layers that the backward pass would run anew: by then the network has its own weights."""
+    return torch.autograd.graph.disable_saved_tensors_hooks(
+        "model: expected layers that keep their outputs for the backward pass, got gradient checkpointing, which would "
+        "run them anew with the trained weights in place of those of the posterior; switch it off."
+    )
