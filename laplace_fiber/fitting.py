@@ -15,6 +15,7 @@ from laplace_fiber.data import BatchChoice, TrainingData
 from laplace_fiber.effective_dimension import PROBES, EffectiveDimension, effective_dimension
 from laplace_fiber.host import HostedPosterior
 from laplace_fiber.log_joint import LogJoint, check_shapes
+from laplace_fiber.network_checks import network_warnings
 from laplace_fiber.shown import arguments
 
 
@@ -90,6 +91,8 @@ class FittedPosterior(HostedPosterior, ABC):
             self._check_noise(outputs.shape[-1])
             joint = self._joint(data.n_data)
             _check_finite(float(joint.loss_of(outputs[None], data.first[1])))
+            for message in network_warnings(self.network, theta, data.first[0], self.likelihood):
+                self._notices.say(message)
             try:
                 self._fit(theta, joint, data, progress_bar)
                 residuals = joint.unit_losses(theta, data.epoch())
