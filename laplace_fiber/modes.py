@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 _LOCKS: weakref.WeakKeyDictionary[nn.Module, threading.RLock] = weakref.WeakKeyDictionary()
 """One for each network: weights are put into it for the time of a forward pass, which no other thread may see."""
@@ -35,7 +35,7 @@ def eval_mode(model: nn.Module) -> Iterator[None]:
 @contextmanager
 def evaluation(model: nn.Module) -> Iterator[None]:
     """Eval mode without compiled code and fused layers, while inside; other threads wait for the same model."""
-    with _LOCKS.setdefault(model, threading.RLock()):
+    with _LOCKS.setdefault(model, threading.RLock()), _own_tensors(model):
         compiled = [(m, m._compiled_call_impl) for m in model.modules() if m._compiled_call_impl is not None]
         # The fused layers that eval mode switches on have neither derivatives nor batching rules.
         fused = torch.backends.mha.get_fastpath_enabled()
@@ -49,6 +49,25 @@ def evaluation(model: nn.Module) -> Iterator[None]:
             for module, call in compiled:
                 module._compiled_call_impl = call
             torch.backends.mha.set_fastpath_enabled(fused)
+
+
+@contextmanager
+def _own_tensors(model: nn.Module) -> Iterator[None]:
+    """Put tensors back that are plain attributes of a module: forward passes keep there what they make of the weights.
+
+    So do :func:`torch.nn.utils.weight_norm`'s hook, and modules with caches.
+    """
+    before = [(m, dict(m.__dict__)) for m in model.modules()]
+    try:
+        yield
+    finally:
+        for module, attributes in before:
+            for name, value in list(module.__dict__.items()):
+                if isinstance(value, Tensor) and value is not attributes.get(name):
+                    if name in attributes:
+                        module.__dict__[name] = attributes[name]
+                    else:
+                        del module.__dict__[name]
 
 
 def without_recomputation() -> AbstractContextManager[object]:

@@ -39,7 +39,13 @@ def network_warnings(network: NetworkFunction, theta: Float[Tensor, " p"], x: In
                 "mode only."
             )
             return
-        detached = _without_gradient(network, theta, points, outputs)
+        gradient = _gradient(network, theta, points)
+        detached = _without_gradient(network, theta, points, outputs, gradient)
+    if not detached and not bool(gradient.any()):
+        yield (
+            "The outputs do not depend on the moving weights: is the forward pass cached, or are the weights that it "
+            "uses others than the model's parameters?"
+        )
     if detached:
         yield (
             f"The outputs depend on {', '.join(detached)}, but have no gradient there (torch.no_grad or detach inside "
@@ -48,33 +54,39 @@ def network_warnings(network: NetworkFunction, theta: Float[Tensor, " p"], x: In
         )
 
 
-def _without_gradient(network: NetworkFunction, theta: Tensor, x: Inputs, outputs: Tensor) -> list[str]:
-    """Names of the weight tensors whose gradient is zero although outputs change with them."""
-    if network.index is not None:
-        return []
-    generator = torch.Generator(theta.device).manual_seed(0)
-
-    def normal(like: Tensor) -> Tensor:
-        return torch.randn(like.shape, generator=generator, device=like.device, dtype=torch.float32).to(like)
-
+def _gradient(network: NetworkFunction, theta: Tensor, x: Inputs) -> Tensor:
+    """Of a random combination of the outputs."""
     rows = theta.detach().requires_grad_()
     with torch.enable_grad():
-        found = network.one(rows, x)
-        if not found.requires_grad:
-            gradient = torch.zeros_like(theta)
-        else:
-            (gradient,) = torch.autograd.grad((found * normal(found)).sum(), rows)
-    suspects = []
-    ends = list(itertools.accumulate(network.sizes))
+        outputs = network.one(rows, x)
+        if not outputs.requires_grad:
+            return torch.zeros_like(theta)
+        (gradient,) = torch.autograd.grad((outputs * _normal(outputs)).sum(), rows)
+    return gradient
+
+
+def _without_gradient(
+    network: NetworkFunction, theta: Tensor, x: Inputs, outputs: Tensor, gradient: Tensor
+) -> list[str]:
+    """Names of the weight tensors whose gradient is zero although outputs change with them."""
+    found: list[str] = []
+    if network.index is not None:
+        return found
+    ends = itertools.accumulate(network.sizes)
     for name, size, end in zip(network.names, network.sizes, ends, strict=True):
         columns = slice(end - size, end)
-        if bool((gradient[columns] == 0).all()):
+        if not bool(gradient[columns].any()):
             changed, part = theta.clone(), theta[columns]
             scale = part.square().mean().sqrt()
-            changed[columns] += PERTURBATION * torch.where(scale > 0, scale, 1.0) * normal(part)
+            changed[columns] += PERTURBATION * torch.where(scale > 0, scale, 1.0) * _normal(part)
             if _differ(outputs, network.one(changed, x)):
-                suspects.append(name)
-    return suspects
+                found.append(name)
+    return found
+
+
+def _normal(like: Tensor) -> Tensor:
+    generator = torch.Generator(like.device).manual_seed(0)
+    return torch.randn(like.shape, generator=generator, device=like.device, dtype=torch.float32).to(like)
 
 
 def _are_probabilities(outputs: Tensor) -> bool:

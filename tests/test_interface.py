@@ -663,6 +663,27 @@ def test_fits_in_a_mode_for_predictions(mode):
         assert torch.equal(la(x), expected(x))
 
 
+def test_tensors_that_modules_make_of_their_weights_are_put_back():
+    class Caching(nn.Linear):
+        def forward(self, x):
+            self.last = super().forward(x)
+            return self.last
+
+    model, x = mlp(), normal(N, 4)
+    model[0] = Caching(4, 5, dtype=torch.float64)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        model[2] = nn.utils.weight_norm(model[2])  # the old one, whose hook keeps the weight as an attribute
+    weight = model[2].weight
+    fit(model, loader(x, Y))
+    assert model[2].weight is weight
+    assert not hasattr(model[0], "last")
+    model(x)
+    last = model[0].last
+    fit(model, loader(x, Y))(x)
+    assert model[0].last is last
+
+
 def test_threads_share_a_network():
     model, x = mlp(), normal(N, 4)
     posteriors = [fit(model, loader(x, Y), subset=subset) for subset in ("all", "last_layer")]

@@ -88,6 +88,20 @@ def test_gradients_that_are_zero_for_a_reason():
     assert not said(closed)
 
 
+def test_outputs_that_ignore_the_weights():
+    class Cached(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weight = nn.Parameter(torch.ones(2, 2, dtype=torch.float64))
+            self.kept = self.weight.detach().T
+
+        def forward(self, x):
+            return x @ self.kept
+
+    (message,) = said(Cached())
+    assert "do not depend on the moving weights" in message
+
+
 @pytest.mark.parametrize("method", ["fiber", "swag"])
 def test_fits_say_it_once(method):
     _, data = classifier(n_classes=2)
