@@ -39,6 +39,8 @@ def network_warnings(network: NetworkFunction, theta: Float[Tensor, " p"], x: In
                 "mode only."
             )
             return
+        if network.index is not None:  # single weights may have no effect on these inputs, such as a rare token's
+            return
         gradient = _gradient(network, theta, points)
         detached = _without_gradient(network, theta, points, outputs, gradient)
     if not detached and not bool(gradient.any()):
@@ -70,8 +72,6 @@ def _without_gradient(
 ) -> list[str]:
     """Names of the weight tensors whose gradient is zero although outputs change with them."""
     found: list[str] = []
-    if network.index is not None:
-        return found
     ends = itertools.accumulate(network.sizes)
     for name, size, end in zip(network.names, network.sizes, ends, strict=True):
         columns = slice(end - size, end)
