@@ -9,10 +9,8 @@ from typing import Any, TypeAlias
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.func import functional_call
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from laplace_fiber.modes import without_recomputation
 from laplace_fiber.weights import Inputs, NetworkFunction
 
 Buffers: TypeAlias = dict[str, Tensor]
@@ -50,7 +48,7 @@ def recomputed_statistics(
         for x, _ in (batch for batch in batches if len(batch[1]) > 1):
             used = True
             for theta, buffers in zip(thetas, rows, strict=True):
-                functional_call(network.model, {**network.named(theta), **buffers}, (x,))
+                network.run({**network.named(theta), **buffers}, x, {})
     if rows[0] and not used:
         raise RuntimeError("batch norm: expected batches of at least two points, got single ones; enlarge batch_size.")
     names = [name for name in rows[0] if not name.endswith("num_batches_tracked")]
@@ -67,10 +65,10 @@ def outputs_with_buffers(
 ) -> Float[Tensor, "s b *c"]:
     """The network in eval mode under each weight vector and its own buffers."""
     outputs: list[Tensor] = []
-    with network.evaluation(), torch.set_grad_enabled(keep_graph), without_recomputation():
+    with network.evaluation(), torch.set_grad_enabled(keep_graph):
         for i, theta in enumerate(thetas):
             named = {**network.named(theta), **{name: rows[i] for name, rows in buffers.items()}}
-            outputs.append(functional_call(network.model, named, (x,), model_kwargs))
+            outputs.append(network.run(named, x, model_kwargs))
     return torch.stack(outputs)
 
 

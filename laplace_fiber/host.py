@@ -79,7 +79,8 @@ backend, backend_kwargs, asdl_fisher_kwargs
         engine: Engine = "auto",
         chunk_size: int | None = None,
     ) -> None:
-        _check_given(model, likelihood)
+        if likelihood not in LIKELIHOODS:
+            raise ValueError(f"likelihood: expected one of {LIKELIHOODS}, got {likelihood!r}.")
         network = NetworkFunction(model, subset, engine)
         super().__init__(
             network.model,
@@ -286,15 +287,3 @@ def _numbers(value: Any, name: str, **options: Any) -> Tensor:
         return torch.as_tensor(value, **options)
     except (TypeError, ValueError, RuntimeError) as error:
         raise ValueError(f"{name}: expected a number or a tensor, got {value!r}.") from error
-
-
-def _check_given(model: Any, likelihood: str) -> None:
-    if likelihood not in LIKELIHOODS:
-        raise ValueError(f"likelihood: expected one of {LIKELIHOODS}, got {likelihood!r}.")
-    if isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
-        raise ValueError(f"model: expected the network itself, got a {type(model).__name__}; pass model.module.")
-    if isinstance(model, torch.jit.ScriptModule):
-        raise ValueError(
-            "model: expected a Python module, got a TorchScript one, which runs with its own weights; pass the "
-            "module that it was made from."
-        )

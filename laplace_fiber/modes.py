@@ -15,7 +15,20 @@ _LOCKS: weakref.WeakKeyDictionary[nn.Module, threading.RLock] = weakref.WeakKeyD
 
 
 def as_written(model: nn.Module) -> nn.Module:
-    """The network within what ``torch.compile(network)`` returns, with the same weights; any other network itself."""
+    """The network within what ``torch.compile(network)`` returns, with the same weights; any other network itself.
+
+    Raises
+    ------
+    ValueError
+        Another wrapper, whose forward pass runs with weights of its own.
+    """
+    if isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
+        raise ValueError(f"model: expected the network itself, got a {type(model).__name__}; pass model.module.")
+    if isinstance(model, torch.jit.ScriptModule):
+        raise ValueError(
+            "model: expected a Python module, got a TorchScript one, which runs with its own weights; pass the "
+            "module that it was made from."
+        )
     written: nn.Module = getattr(model, "_orig_mod", model)
     return written
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import itertools
 import warnings
-from collections.abc import Iterator, MutableMapping, Sequence
+from collections.abc import Iterator, Mapping, MutableMapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any, Literal, TypeAlias
 
@@ -99,8 +99,12 @@ class NetworkFunction:
 
     def one(self, theta: Float[Tensor, " p"], x: Inputs, **model_kwargs: Any) -> Float[Tensor, "b *c"]:
         """f(θ, x) for one θ. Call inside :meth:`evaluation`."""
+        return self.run(self.named(theta), x, model_kwargs)
+
+    def run(self, named: Mapping[str, Tensor], x: Inputs, model_kwargs: dict[str, Any]) -> Float[Tensor, "b *c"]:
+        """The network with the given weights and buffers in place of its own. Call inside :meth:`evaluation`."""
         with without_recomputation():
-            output = functional_call(self.model, self.named(theta), (x,), model_kwargs)
+            output = functional_call(self.model, dict(named), (x,), model_kwargs)
         if not isinstance(output, Tensor):
             raise ValueError(
                 f"model: expected one tensor of outputs, got a {type(output).__name__}; wrap the network in a module "
