@@ -143,7 +143,7 @@ def _sampler(run: Run, task: Task) -> TrajectorySampler:
         return sampler
     change = CHANGES[run.method]
     if change.axis == "n_particles":
-        return replace(sampler, n_particles=max(1, round(sampler.n_particles * change.factor)))
+        return replace(sampler, n_particles=max(1, round(sampler.particle_count * change.factor)))
     reach = change.factor * math.sqrt(task.n_params / PRIOR_PRECISION)
     steps = max(1, round(sampler.n_steps * (change.factor if change.axis == "n_steps" else 1)))
     return replace(sampler, reach=reach, n_steps=steps)

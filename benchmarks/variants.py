@@ -71,6 +71,7 @@ VARIANTS = {
     "stochastic-kept-4": Variant({"thermal": Thermalisation(10, n_kept=4)}, kind="stochastic"),
     "stochastic-cold": Variant({"thermal": None}, kind="stochastic"),
     "stochastic-particles-4": Variant({"n_particles": 4}, kind="stochastic"),
+    "stochastic-particles-32": Variant({"n_particles": 32}, kind="stochastic"),
     "stochastic-precision-0.1": Variant(kind="stochastic", prior_precision=0.1),
     "stochastic-precision-10": Variant(kind="stochastic", prior_precision=10.0),
 }

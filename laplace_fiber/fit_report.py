@@ -19,8 +19,8 @@ from laplace_fiber.measured import Measured
 from laplace_fiber.paths import PositionLaw, WalkCurves
 from laplace_fiber.recording import Recorder
 from laplace_fiber.trace import WalkTrace
-from laplace_fiber.trajectories import Trajectories
 from laplace_fiber.typical_set import Arrival
+from laplace_fiber.walk_result import Trajectories
 
 POINTS, FEWEST = 1000, 64
 """The report's losses are measured on the first loader batches holding this many training points: the first number,

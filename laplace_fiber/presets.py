@@ -44,8 +44,8 @@ def stochastic_walk(
     Adam.
 
     Samples lie where these end. Drifts have half the lengths of the prior, but at most five times that of the trained
-    weights: from further away so few steps do not come back to low loss. There are 4 particles; more are better, in
-    proportion to their cost.
+    weights: from further away so few steps do not come back to low loss. There are 4 particles, or 16 where these take
+    little longer (small networks without convolutions); more are better, in proportion to their cost.
 
     Parameters
     ----------
@@ -60,7 +60,7 @@ def stochastic_walk(
     """
     few = loader is not None and are_few(loader, dict_key_y)
     preset: dict[str, Any] = {
-        "n_particles": 32 if few else 4,
+        "n_particles": 32 if few else None,
         "n_steps": 1,
         "radius_share": 0.5,
         "norm_share": 5.0,

@@ -70,7 +70,8 @@ class Walk:
     ) -> None:
         self.settings, self.origin, self.data = settings, origin, data
         self.ranks = Ranks(settings.distributed)
-        self.own = self.ranks.rows(settings.n_particles)
+        self.n_particles = n = settings.particle_count
+        self.own = self.ranks.rows(n)
         precision = joint.prior_precision.expand(origin.numel())
         self.reach = settings.length(precision, origin, moves_batch_norm(joint.network))
         data.restart()
@@ -78,7 +79,6 @@ class Walk:
         value, self.gradient = checked_start(joint, origin, batch)
         self.sharpness = sharpness(joint, origin, data.next_batch(), settings.seed)
         eta = settings.step_size or 1.0 / self.sharpness
-        n = settings.n_particles
         self.drift = settings.directions(precision, self.own).mul_(self.reach / settings.n_steps)
         own = len(self.drift)
         self.theta, self.value = origin.repeat(own, 1), value.repeat(own)
@@ -117,7 +117,7 @@ class Walk:
         self._level_of: Level | None = None
 
     def run(self, progress_bar: bool) -> dict[str, Any]:
-        """Walk to the end; the fields of :class:`~laplace_fiber.trajectories.Trajectories`."""
+        """Walk to the end; the fields of :class:`~laplace_fiber.walk_result.Trajectories`."""
         n_steps, started, hidden = self.settings.n_steps, time.monotonic(), not (progress_bar and self.ranks.first)
         thermal = self.thermal
         total = n_steps + (thermal.n_trajectories if thermal else 0)
@@ -147,7 +147,7 @@ class Walk:
         if isinstance(refinement, StochasticRefinement):
             steps, rates = refinement.n_steps(self.data), refinement.rates_for(self.origin)
             return StochasticDescent(self.joint, self.recorder, steps, rates)
-        memory = memory_to_keep(self.theta, settings.n_particles) if settings.descent == "quasi-newton" else None
+        memory = memory_to_keep(self.theta, self.n_particles) if settings.descent == "quasi-newton" else None
         return Descent(self.joint, refinement, settings.descent, self.recorder, memory)
 
     def _drift(self) -> None:
@@ -201,7 +201,7 @@ class Walk:
 
     def _keep(self) -> None:
         """Add everyone's states to the basis."""
-        n = self.settings.n_particles
+        n = self.n_particles
         nll = self.ranks.gather(self.trace.nll_of(self.value, self.theta), n)
         self.trace.add(self.ranks.gather(self.value, n), nll, self._counts())
         lost = self.ranks.gather(self.lost_at, n) <= self.settings.n_steps
@@ -215,7 +215,7 @@ class Walk:
 
     def displacements(self) -> Float[Tensor, "n p"]:
         """Everyone's, from θ_MAP."""
-        return self.ranks.gather(self.theta - self.origin, self.settings.n_particles)
+        return self.ranks.gather(self.theta - self.origin, self.n_particles)
 
     def level(self, batch: Batch) -> Level:
         """From which excess is counted on a batch."""
@@ -226,7 +226,7 @@ class Walk:
         return self._level_of
 
     def _save(self) -> None:
-        checkpoint, n = self.settings.checkpoint, self.settings.n_particles
+        checkpoint, n = self.settings.checkpoint, self.n_particles
         if checkpoint is None or (self.t % checkpoint.every and self.t < self.settings.n_steps):
             return
         state = {
@@ -275,7 +275,7 @@ class Walk:
         return Counts(*map(int, self.ranks.sum(*astuple(self.descent.counts))))
 
     def _result(self) -> dict[str, Any]:
-        n, counts, excess = self.settings.n_particles, self._counts(), mean_excess(self)
+        n, counts, excess = self.n_particles, self._counts(), mean_excess(self)
         coordinates = self.basis.together(self.coordinates)
         ends = self.basis.together(self.further_ends)[:, 1:] if self.further_ends else coordinates[:, :0]
         return {

@@ -43,7 +43,7 @@ def exact_moves(
 
 def thermalise(walk: Walk, thermal: Thermalisation, bar: tqdm[Any]) -> float:
     """Move the particles at the walk's end, and note the states to keep; the acceptance of the last trajectory."""
-    n, batch, size, acceptance = walk.settings.n_particles, walk.data.everything(), walk.theta.shape[1] + 2, math.nan
+    n, batch, size, acceptance = walk.n_particles, walk.data.everything(), walk.theta.shape[1] + 2, math.nan
     heat = Heat(thermal, walk.joint, batch, walk.recorder, walk.sharpness)
     group = walk.group
     if not walk.data.full:  # it was found for smaller batches

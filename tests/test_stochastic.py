@@ -23,6 +23,7 @@ from laplace_fiber import (
 )
 from laplace_fiber.comparison.task import Task
 from laplace_fiber.data import TrainingData
+from laplace_fiber.engines import CACHED_ELEMENTS, output_elements, several_cost_little
 from laplace_fiber.tuning import spaced
 
 TAU = 0.6
@@ -121,7 +122,7 @@ def test_a_posterior_without_a_walk_of_its_own_takes_this_one_unless_data_are_fe
 @pytest.mark.parametrize("form", ["latent", "states"])
 def test_weights_that_are_drawn_often_are_run_once(form, monkeypatch):
     model, data = classifier()
-    la = FiberLaplace(model, "classification", sampler=stochastic_walk(), posterior=form, autoencoder=FAST)
+    la = FiberLaplace(model, "classification", sampler=stochastic_walk(n_particles=4), posterior=form, autoencoder=FAST)
     la.fit(data)
     run = []
     outputs = type(la)._outputs
@@ -150,8 +151,53 @@ def test_settings_follow_the_number_of_data(monkeypatch):
         sampler = stochastic_walk(data, seed=3)
         assert sampler == stochastic_walk(seed=3, **({"n_particles": 32, "thermal": Thermalisation()} if few else {}))
         named = [{"x": x, "labels": y, "length": len(y)} for x, y in data]
-        assert stochastic_walk(named, seed=3).n_particles == (32 if numbers + 40 <= limit else 4)
-    assert (stochastic_walk().n_particles, stochastic_walk().thermal) == (4, None)
+        assert stochastic_walk(named, seed=3).n_particles == (32 if numbers + 40 <= limit else None)
+    assert (stochastic_walk().n_particles, stochastic_walk().thermal) == (None, None)
+
+
+class Unbatchable(nn.Linear):
+    """A layer whose forward pass depends on a number that vmap cannot see."""
+
+    def forward(self, x):
+        return super().forward(x) * (1.0 if float(self.weight.sum()) > -1e9 else 2.0)
+
+
+def dense(*sizes):
+    torch.manual_seed(0)
+    return nn.Sequential(*(nn.Linear(a, b) for a, b in itertools.pairwise(sizes)))
+
+
+@pytest.mark.parametrize(
+    ("model", "options", "expected"),
+    [
+        (dense(2, 9, 3), {}, 16),
+        (dense(2, 9, 3), {"engine": "loop"}, 4),
+        (dense(2, 99, 99, 3), {}, 4),  # many weights
+        (dense(2, 99, 99, 3), {"subset": "last_layer"}, 16),
+        (nn.Sequential(nn.Unflatten(1, (1, 2)), nn.Conv1d(1, 2, 1), nn.Flatten(), nn.Linear(4, 3)), {}, 4),
+        (nn.Sequential(dense(2, 9), Unbatchable(9, 3)), {}, 4),
+    ],
+    ids=["small", "loop", "large", "last layer", "convolutions", "unbatchable"],
+)
+@pytest.mark.filterwarnings("ignore")
+def test_particles_are_more_where_they_cost_little(model, options, expected):
+    loader = classifier()[1]
+    quick = StochasticRefinement(epochs=1.0, min_steps=2, learning_rate=0.01)
+    for _ in range(2):  # what an earlier fit has found out makes no difference
+        sampler = stochastic_walk(refinement=quick)
+        la = FiberLaplace(model.double(), "classification", sampler=sampler, autoencoder=FAST, **options)
+        for _ in range(2):
+            la.fit(loader)
+            assert la.report.n_particles == expected
+
+
+def test_particles_are_few_where_not_all_stay_in_the_cache(monkeypatch):
+    model, loader = classifier()
+    network, x = FiberLaplace(model, "classification").network, loader.dataset.tensors[0]
+    elements = output_elements(network, x)
+    for cached, cheap in [(16 * elements, True), (16 * elements - 1, False)]:
+        monkeypatch.setitem(CACHED_ELEMENTS, "cpu", cached)
+        assert several_cost_little(network, network.theta(), x, 16) == cheap
 
 
 def test_ends_have_the_posterior_s_spread():

@@ -46,7 +46,7 @@ FIGURE_10_AXES = ("reach", "n_steps", "n_particles", "refinements", "level")
 DEFAULTS: dict[str, float] = {
     "reach": 1.0,
     "n_steps": TrajectorySampler().n_steps,
-    "n_particles": TrajectorySampler().n_particles,
+    "n_particles": TrajectorySampler().particle_count,
     "level": RefineToLevel().nats_per_parameter,
     "latent_size": LatentAutoencoder().latent_size,
     "lambda_plus": LatentAutoencoder().lambda_plus,

@@ -21,7 +21,7 @@ from laplace_fiber.latent import LatentLines
 from laplace_fiber.log_joint import LogJoint
 from laplace_fiber.predictive import function_samples, negative_log_likelihood
 from laplace_fiber.subspace import StreamingBasis
-from laplace_fiber.trajectories import Trajectories
+from laplace_fiber.walk_result import Trajectories
 from laplace_fiber.weights import NetworkFunction
 
 SIZES = {"2k": 2_000, "100k": 100_000, "1M": 1_000_000, "11M": 11_000_000}
