@@ -42,7 +42,7 @@ EXPERIMENTS = {
     ),
     "defaults": Experiment(
         "FiberLaplace with one default changed at a time, on validation data",
-        (*_FIRST, "breast", "waveform"),
+        (*_FIRST, "breast", "vehicle", "waveform"),
         tuple(VARIANT_METHODS),
         tabular.measure_own,
         prepare=tabular.problem,
