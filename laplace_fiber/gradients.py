@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Sequence
 
 import torch
@@ -62,7 +63,17 @@ def recorded_evaluation(joint: LogJoint, recorder: Recorder, thetas: Float[Tenso
 
 
 def evaluation_group(joint: LogJoint, thetas: Float[Tensor, "n p"], batch: Batch) -> int:
-    """How many of the rows are best evaluated together, found on the batch's first block."""
+    """How many of the rows are best evaluated together, found on the batch's first block.
+
+    Convolutions on a CPU, one at a time by rule, are tried as they will be recorded: that helps groups most.
+    """
     block = Batch(batch.blocks[:1], len(batch.blocks[0][1]))
     trial, n = thetas[:TRIAL_ROWS], len(thetas)
-    return group_size(joint.network, trial, n, block.blocks[0][0], lambda rows: joint.evaluate(rows, block))
+    recorders: defaultdict[int, Recorder] = defaultdict(lambda: Recorder(0))
+
+    def run(rows: Tensor) -> Evaluation:
+        if joint.network.resolved_engine() == "loop":
+            return recorded_evaluation(joint, recorders[len(rows)], rows, block)
+        return joint.evaluate(rows, block)
+
+    return group_size(joint.network, trial, n, block.blocks[0][0], run)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -9,6 +10,9 @@ import torch
 
 UNKNOWN = 2**31
 """Assumed where the system does not tell (bytes)."""
+
+LARGEST_REUSED = 2**25 - 2**14
+"""The largest piece of memory that teaches glibc's malloc (its limit is 32 MiB with what it keeps beside it)."""
 
 
 def of_kind(sizes: Mapping[str, int], device: torch.device) -> int:
@@ -29,6 +33,17 @@ def available_bytes(device: torch.device) -> int:
     group = Path("/sys/fs/cgroup")
     limit, used = (_number_behind("", group / name) for name in ("memory.max", "memory.current"))
     return free if limit is None or used is None else max(min(free, limit - used), 0)
+
+
+@functools.cache
+def keep_freed_memory() -> None:
+    """Let memory of up to 32 MiB that was freed be used again by this process, rather than asked for page by page.
+
+    glibc's malloc gives larger pieces back to the system at once, until it has seen one of that size freed; it then
+    also keeps up to 64 MiB at its end. Steps and predictions of small convolutional networks take two thirds to four
+    fifths of the time then. Once per process is enough, and other allocators do not mind.
+    """
+    torch.empty(LARGEST_REUSED, dtype=torch.uint8)
 
 
 def _number_behind(key: str, file: Path) -> int | None:

@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.fx import Node
 
-from laplace_fiber.graph_nodes import inlined, value_of
+from laplace_fiber.graph_nodes import VIEWS, inlined, inserted, is_written_after, shape_of, value_of
 
 aten = torch.ops.aten
 
@@ -21,10 +21,13 @@ def unfold_pooling(node: Node) -> None:
     if node.target is aten.max_pool2d_with_indices.default and _is_plain(node, maximum=True):
         _unfold_maximum(node)
     elif node.target is aten.avg_pool2d.default and _is_plain(node, maximum=False):
-        node.replace_all_uses_with(inlined(node, partial(mean_of_windows, size=_size(node)), *node.all_input_nodes))
+        x: Any = node.args[0]
+        _put(node, inlined(node, partial(mean_of_windows, size=_size(node)), _apart(x) or x))
     elif node.target is aten.avg_pool2d_backward.default and _is_plain(node, maximum=False):
+        grad, x = node.all_input_nodes[:2]
+        apart = _apart(x)
         gradient = partial(gradient_of_mean, size=_size(node))
-        node.replace_all_uses_with(inlined(node, gradient, *node.all_input_nodes[:2]))
+        _put(node, inlined(node, gradient, _like(grad, apart), apart or x))
 
 
 def maximum_of_windows(x: Float[Tensor, "*n h w"], size: tuple[int, int]) -> Float[Tensor, "*n k l"]:
@@ -54,15 +57,18 @@ def gradient_of_mean(
     grad: Float[Tensor, "*n k l"], x: Float[Tensor, "*n h w"], size: tuple[int, int]
 ) -> Float[Tensor, "*n h w"]:
     """The derivative of Σ ``grad`` · means."""
-    result, share = torch.zeros_like(x), grad / (size[0] * size[1])
+    covered = x.shape[-2] % size[0] == x.shape[-1] % size[1] == 0
+    result, share = torch.empty_like(x) if covered else torch.zeros_like(x), grad / (size[0] * size[1])
     for part in _slots(result, size):
         part.copy_(share)
     return result
 
 
 def _unfold_maximum(node: Node) -> None:
-    x, size = node.args[0], _size(node)
-    assert isinstance(x, Node)
+    joined, size = node.args[0], _size(node)
+    assert isinstance(joined, Node)
+    apart = _apart(joined)
+    x = apart or joined
     users = {user.args[1]: user for user in node.users}  # the maxima and their places
     derivatives = list(users[1].users) if 1 in users else []
     if any(d.target is not aten.max_pool2d_with_indices_backward.default for d in derivatives):
@@ -71,16 +77,55 @@ def _unfold_maximum(node: Node) -> None:
     for derivative in derivatives:
         grad = derivative.args[0]
         assert isinstance(grad, Node)
-        gradient = inlined(derivative, partial(gradient_of_maximum, size=size), grad, x, maxima)
-        derivative.replace_all_uses_with(gradient)
+        _put(derivative, inlined(derivative, partial(gradient_of_maximum, size=size), _like(grad, apart), x, maxima))
     if 0 in users:
-        users[0].replace_all_uses_with(maxima)
+        _put(users[0], maxima)
+
+
+def _apart(joined: Node) -> Node | None:
+    """What the images of several weight vectors, (n · b, c, h, w), are a copy of, if that is (n, b, c, h, w).
+
+    Its memory is mostly that of a convolution, (b, n, c, h, w); without the copy it stays so up to the next one.
+    """
+    copy = joined.args[0] if joined.target in VIEWS else None
+    if not isinstance(copy, Node) or value_of(copy) is None:
+        return None
+    source = copy.args[0] if copy.target is aten.clone.default else copy
+    if not isinstance(source, Node) or value_of(source) is None or is_written_after(source, copy):
+        return None
+    n_b, *image = shape_of(joined)
+    n, b, *rest = *shape_of(source), 0, 0
+    return source if n * b == n_b and rest[:-2] == image else None
+
+
+def _like(grad: Node, apart: Node | None) -> Node:
+    """The derivative in a pooling's result, with the vectors apart as in its argument."""
+    if apart is None:
+        return grad
+    found = _apart(grad)
+    n, b = shape_of(apart)[:2]
+    if found is not None and shape_of(found)[:2] == (n, b):
+        return found
+    return inserted(grad.next, aten.view.default, grad, [n, b, *shape_of(grad)[1:]])
+
+
+def _put(node: Node, new: Node) -> None:
+    """``new`` in the place of ``node``, of which it may be a version with the vectors apart."""
+    shape, apart = shape_of(node), shape_of(new)
+    if shape != apart:
+        for user in list(node.users):
+            if user.target in VIEWS and shape_of(user) == apart:
+                user.replace_all_uses_with(new)
+        new = inserted(new.next, aten.clone.default, new, memory_format=torch.contiguous_format)
+        new = inserted(new.next, aten.view.default, new, list(shape))
+    node.replace_all_uses_with(new)
 
 
 def _is_plain(node: Node, maximum: bool) -> bool:
     """Whether a pooling on a CPU, or its derivative, has windows side by side and nothing beside them."""
-    source, arguments = node.args[0], _arguments(node)
-    if node.kwargs or value_of(source) is None or value_of(source).device.type != "cpu":
+    arguments, values_of = _arguments(node), node.meta.get("val")
+    first = values_of[0] if isinstance(values_of, (tuple, list)) else values_of
+    if node.kwargs or not isinstance(first, Tensor) or first.device.type != "cpu":
         return False
     defaults = ((), (0, 0), (1, 1), False) if maximum else ((), (0, 0), False, True, None)
     values: tuple[Any, ...] = (*arguments, *defaults[len(arguments) - 1 :])

@@ -16,7 +16,8 @@ from torch.fx import Graph, GraphModule, Node
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from laplace_fiber.captured import captured_if_it_pays
-from laplace_fiber.graph_nodes import value_of
+from laplace_fiber.graph_nodes import base_of, value_of, written_by
+from laplace_fiber.memory import keep_freed_memory
 from laplace_fiber.rewrites import simplify
 
 CALL_WORK = 2e8
@@ -101,6 +102,7 @@ class Recorder:
     """
 
     def __init__(self, after: int, compiled: bool = False) -> None:
+        keep_freed_memory()
         self.after, self.compiled = after, compiled
         self.calls: dict[tuple[Any, ...], float] = {}
         """What calls of each kind would have gained by a recording, in calls; it is made where that exceeds after."""
@@ -198,7 +200,7 @@ def _split(whole: GraphModule, n_moving: int) -> tuple[GraphModule, GraphModule]
     in_body = _independent_of(moving, nodes)
     outside = [node for node in nodes if node not in in_body and node.op != "placeholder"]
     # A head that writes into the body's tensors could be run only once.
-    if any(_base(written) in in_body for node in outside for written in _written(node)):
+    if any(base_of(written) in in_body for node in outside for written in written_by(node)):
         in_body = set(fixed)
     needed = [n for n in nodes if n in in_body and n.op != "get_attr" and any(u not in in_body for u in n.users)]
 
@@ -229,10 +231,10 @@ def _independent_of(moving: list[Node], nodes: list[Node]) -> set[Node]:
     read: set[Node] = set()
     for node in nodes:
         free = node not in moving and node.op != "output" and all(n in independent for n in node.all_input_nodes)
-        if free and not any(_base(written) in read for written in _written(node)):
+        if free and not any(base_of(written) in read for written in written_by(node)):
             independent.add(node)
         else:
-            read.update(_base(n) for n in node.all_input_nodes)
+            read.update(base_of(n) for n in node.all_input_nodes)
     return independent
 
 
@@ -246,21 +248,3 @@ def _operations(node: Node) -> float:
     count = flop_registry.get(getattr(node.target, "overloadpacket", None))
     args, kwargs = torch.fx.map_arg((node.args, node.kwargs), value_of)
     return value.numel() + (count(*args, **kwargs, out_val=value) if count else 0)
-
-
-def _written(node: Node) -> list[Node]:
-    """The arguments that an operation writes into."""
-    schema = getattr(node.target, "_schema", None)
-    if schema is None or not schema.is_mutable:
-        return []
-    pairs = zip(schema.arguments, node.args, strict=False)
-    return [a for s, a in pairs if s.alias_info is not None and s.alias_info.is_write and isinstance(a, Node)]
-
-
-def _base(node: Node) -> Node:
-    """The node whose memory this one is a view of."""
-    schema = getattr(node.target, "_schema", None)
-    first = node.args[0] if node.args else None
-    if schema is None or not isinstance(first, Node) or not any(r.alias_info for r in schema.returns):
-        return node
-    return _base(first)

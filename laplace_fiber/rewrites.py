@@ -6,12 +6,14 @@ turned into elementwise products, or transposed so that the short side comes fir
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, TypeGuard
 
 import torch
 from torch.fx import Graph, Node
 
-from laplace_fiber.graph_nodes import inserted, replace, shape_of, value_of
+from laplace_fiber.convolutions import move_bias_inside
+from laplace_fiber.graph_nodes import VIEWS, base_of, inserted, is_written_after, replace, restate, shape_of, value_of
 from laplace_fiber.pooling import unfold_pooling
 
 aten = torch.ops.aten
@@ -24,7 +26,6 @@ THIN, TALL = 4, 64
 
 _PRODUCTS = (aten.bmm.default, aten.baddbmm.default)
 _TRANSPOSES = (aten.transpose.int, aten.t.default)
-_VIEWS = (aten.view.default, aten._unsafe_view.default)
 _FILLED = {
     aten.new_zeros.default: 0,
     aten.zeros_like.default: 0,
@@ -36,7 +37,13 @@ _FILLED = {
 def simplify(graph: Graph) -> None:
     """Rewrite a graph of batched operations in place. Its nodes carry examples of their values, as make_fx leaves."""
     thin = (_flip_result, _join, _flip_thin, _multiply)
-    for rule in (_drop, _fill, *thin, _reshape, _reshape, unfold_pooling, _drop, _fill_parts):
+    _apply(graph, _drop, _fill, *thin, _reshape, _reshape, move_bias_inside, unfold_pooling)
+    restate(graph)
+    _apply(graph, _drop, _fill_parts)
+
+
+def _apply(graph: Graph, *rules: Callable[[Node], None]) -> None:
+    for rule in rules:
         for node in list(graph.nodes):
             if node.op == "call_function":
                 rule(node)
@@ -106,8 +113,8 @@ def _reshape(node: Node) -> None:
     if not isinstance(source, Node) or value_of(node) is None:
         return
     flat = _is_transpose(node) and 1 in shape_of(node)[1:]
-    if flat or (node.target in _VIEWS and source.target in _VIEWS):
-        replace(node, aten.view.default, source.args[0] if source.target in _VIEWS else source, list(shape_of(node)))
+    if flat or (node.target in VIEWS and source.target in VIEWS):
+        replace(node, aten.view.default, source.args[0] if source.target in VIEWS else source, list(shape_of(node)))
 
 
 def _fill_parts(node: Node) -> None:
@@ -132,7 +139,7 @@ def _fill_parts(node: Node) -> None:
 
 def _is_large_product(part: Any) -> TypeGuard[Node]:
     """Whether the part is a large matrix product as a vector, needed nowhere else."""
-    product = part.args[0] if part.target in _VIEWS and len(part.users) == 1 else None
+    product = part.args[0] if part.target in VIEWS and len(part.users) == 1 else None
     is_private = isinstance(product, Node) and product.target is aten.mm.default and len(product.users) == 1
     return is_private and value_of(part).numel() >= LARGE
 
@@ -151,10 +158,18 @@ def _same_as(node: Node) -> Any:
         return None
     if node.target in (aten.mul.Scalar, aten.pow.Tensor_Scalar):
         return first if node.args[1] == 1 and new.dtype == old.dtype else None
-    is_copy = node.target is aten.clone.default and _is_private_product(first)
-    if is_copy or node.target in (*_VIEWS, aten.expand.default):
+    is_copy = node.target is aten.clone.default and (_is_private_product(first) or _is_needless(node))
+    if is_copy or node.target in (*VIEWS, aten.expand.default, aten.permute.default):
         return first if new.shape == old.shape and new.stride() == old.stride() else None
     return None
+
+
+def _is_needless(copy: Node) -> bool:
+    """Whether nobody could tell the copy from what it was made of: neither is written to, or returned."""
+    source: Any = copy.args[0]
+    if base_of(source).op != "call_function" or is_written_after(source, copy) or is_written_after(copy, copy):
+        return False
+    return not any(user.op == "output" for node in copy.graph.nodes if base_of(node) is copy for user in node.users)
 
 
 def _is_transpose(node: Node) -> bool:

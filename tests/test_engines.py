@@ -7,6 +7,8 @@ from torch import nn
 
 from laplace_fiber import FiberLaplace, TrajectorySampler, engines, memory
 from laplace_fiber.engines import CACHED_ELEMENTS, group_size, in_groups, output_elements
+from laplace_fiber.gradients import evaluation_group
+from laplace_fiber.log_joint import LogJoint
 from laplace_fiber.weights import NetworkFunction
 
 CPU = torch.device("cpu")
@@ -69,6 +71,28 @@ def test_convolutions_on_a_cpu_loop_unless_batching_is_clearly_faster(alone, tog
     x = torch.zeros(3, 1, 2)
     with network.evaluation():
         assert group_size(network, network.theta().repeat(8, 1), 32, x, lambda rows: network.many(rows, x)) == expected
+
+
+def test_convolutions_are_tried_as_they_will_be_recorded(monkeypatch):
+    """``joint.evaluate`` runs twice for each size, to be recorded and to be checked against; further calls do without."""
+    network = nn.Sequential(nn.Conv2d(1, 2, 3), nn.Tanh(), nn.AvgPool2d(2), nn.Flatten(), nn.Linear(8, 2)).double()
+    x, y = torch.randn(12, 1, 6, 6, dtype=torch.float64), torch.arange(12) % 2
+    joint, data = joint_of(network, loader(x, y), "classification")
+    evaluated, timed = [], []
+    plain = LogJoint.evaluate
+    monkeypatch.setattr(LogJoint, "evaluate", lambda self, rows, b: evaluated.append(len(rows)) or plain(self, rows, b))
+
+    def seconds(run, rows):
+        for _ in range(5):
+            run(rows)
+        timed.append(len(rows))
+        return 1.0 if len(rows) == 1 else 0.5
+
+    monkeypatch.setattr(engines, "_seconds_per_row", seconds)
+    with joint.network.evaluation():
+        assert evaluation_group(joint, joint.network.theta().repeat(6, 1), data.next_batch()) == 6
+    assert timed == [1, 6]
+    assert sorted(evaluated) == [1, 1, 6, 6]
 
 
 def test_the_real_timer_runs_and_a_network_that_cannot_be_batched_loops():

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from torch import nn
+from torch.func import functional_call
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.nn import functional
 
@@ -126,3 +127,81 @@ def test_a_product_needed_elsewhere_is_not_moved(monkeypatch):
     graph, _, after = rewritten(parts, *draws((3, 5), (5, 4)))
     assert aten.cat.default in after
     torch.testing.assert_close(graph(*draws((3, 5), (5, 4))), parts(*draws((3, 5), (5, 4))))
+
+
+def batched_gradients(network, rows):
+    """A function of weights and images: outputs and gradients of several weight vectors; and the weights."""
+    names = [name for name, _ in network.named_parameters()]
+
+    def function(x, *weights):
+        moving = [w.detach().requires_grad_() for w in weights]
+        named = dict(zip(names, moving, strict=True))
+        outputs = torch.func.vmap(lambda own: functional_call(network, own, (x,)))(named)
+        return outputs.detach(), *torch.autograd.grad(outputs.square().sum(), moving)
+
+    return function, draws(*((rows, *p.shape) for p in network.parameters()))
+
+
+CONVOLUTIONAL = {
+    "mean pooling": [nn.Conv2d(1, 2, 3), nn.Tanh(), nn.AvgPool2d(2), nn.Conv2d(2, 3, 2), nn.Tanh(), nn.AvgPool2d(2)],
+    "maxima": [nn.Conv2d(1, 2, 3), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(2, 3, 2), nn.MaxPool2d(2), nn.ReLU()],
+    "in place": [nn.Conv2d(1, 2, 3), nn.ReLU(inplace=True), nn.MaxPool2d(2), nn.Hardtanh(inplace=True)],
+    "left over": [nn.Conv2d(1, 2, 4), nn.Tanh(), nn.AvgPool2d(2), nn.MaxPool2d((1, 2)), nn.Conv2d(2, 3, 1), nn.Tanh()],
+    "pooling first": [nn.AvgPool2d(2), nn.Conv2d(1, 2, 3, bias=False), nn.ReLU()],
+    "strides": [nn.Conv2d(1, 4, 3, 2, 1), nn.ReLU(), nn.Conv2d(4, 4, 3, dilation=2, padding=2, groups=2), nn.Tanh()],
+    "turned": [nn.ConvTranspose2d(1, 2, 2), nn.Tanh(), nn.AvgPool2d(3), nn.ConvTranspose2d(2, 1, 1)],
+    "one dimension": [nn.Flatten(2), nn.Conv1d(1, 3, 4), nn.Tanh(), nn.Conv1d(3, 2, 1)],
+}
+
+
+@pytest.mark.parametrize("rows", [1, 3])
+@pytest.mark.parametrize("layers", CONVOLUTIONAL.values(), ids=CONVOLUTIONAL)
+def test_batched_convolutions_stay_the_same(layers, rows):
+    network = nn.Sequential(*layers, nn.Flatten(), nn.LazyLinear(2)).double()
+    (x,) = draws((4, 1, 10, 10))
+    network(x)
+    function, weights = batched_gradients(network, rows)
+    graph, before, after = rewritten(function, x, *weights)
+    assert aten.convolution.default in before & after
+    for again in (x, 2 * x):
+        for new, old in zip(graph(again, *weights), function(again, *weights), strict=True):
+            torch.testing.assert_close(new, old, rtol=1e-12, atol=1e-12)
+
+
+def test_batched_convolutions_take_their_bias_and_pass_images_on_as_they_are():
+    network = nn.Sequential(*CONVOLUTIONAL["mean pooling"], nn.Flatten(), nn.Linear(3, 2)).double()
+    function, weights = batched_gradients(network, 3)
+    (x,) = draws((4, 1, 10, 10))
+    graph, _, _ = rewritten(function, x, *weights)
+    nodes = [node for node in graph.graph.nodes if node.op == "call_function"]
+    convolutions = [node for node in nodes if node.target is aten.convolution.default]
+    assert len(convolutions) == 2
+    assert all(node.args[2] is not None for node in convolutions)
+    copied = [tuple(node.meta["val"].shape) for node in nodes if node.target is aten.clone.default]
+    assert not {(3, 4, 2, 8, 8), (4, 3, 2, 8, 8), (3, 4, 2, 4, 4), (4, 3, 2, 4, 4)} & set(copied)
+
+
+@pytest.mark.parametrize("written", ["source", "copy"])
+def test_copies_of_what_is_written_to_are_kept(written):
+    (x,) = draws((2, 3, 4))
+
+    def function(x):
+        source = x.tanh()
+        copy = source.clone()
+        (source if written == "source" else copy).mul_(2)
+        return (source - copy).sin()
+
+    graph, _, _ = rewritten(function, x)
+    torch.testing.assert_close(graph(x), function(x))
+    assert float(graph(x).abs().sum()) > 0
+
+
+def test_copies_that_are_returned_are_kept():
+    (x,) = draws((2, 3))
+
+    def function(x):
+        sine = x.sin()
+        return sine, sine.clone().view(3, 2)
+
+    first, second = rewritten(function, x)[0](x)
+    assert first.data_ptr() != second.data_ptr()
