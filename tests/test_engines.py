@@ -74,7 +74,7 @@ def test_convolutions_on_a_cpu_loop_unless_batching_is_clearly_faster(alone, tog
 
 
 def test_convolutions_are_tried_as_they_will_be_recorded(monkeypatch):
-    """``joint.evaluate`` runs twice for each size, to be recorded and to be checked against; further calls do without."""
+    """``joint.evaluate`` runs twice for each size, to be recorded and checked against; further calls do without."""
     network = nn.Sequential(nn.Conv2d(1, 2, 3), nn.Tanh(), nn.AvgPool2d(2), nn.Flatten(), nn.Linear(8, 2)).double()
     x, y = torch.randn(12, 1, 6, 6, dtype=torch.float64), torch.arange(12) % 2
     joint, data = joint_of(network, loader(x, y), "classification")
