@@ -94,7 +94,10 @@ def is_written_after(node: Node, later: Node) -> bool:
 
 
 def restate(graph: Graph) -> None:
-    """Bring the examples up to date, after other orders of memory; views that these do not allow get a copy."""
+    """Bring the examples up to date, after other orders of memory; views that these do not allow get a copy.
+
+    Operations that cannot be tried without numbers keep their old ones.
+    """
     for node in list(graph.nodes):
         if node.op != "call_function" or any(n.meta.get("val") is None for n in node.all_input_nodes):
             continue
@@ -102,7 +105,7 @@ def restate(graph: Graph) -> None:
             node.meta["val"] = _example(node)
         except RuntimeError:
             if node.target not in VIEWS:
-                raise
+                continue
             copy = inserted(node, aten.clone.default, node.args[0], memory_format=torch.contiguous_format)
             node.args = (copy, *node.args[1:])
             node.meta["val"] = _example(node)

@@ -93,9 +93,9 @@ def _apart(joined: Node) -> Node | None:
     source = copy.args[0] if copy.target is aten.clone.default else copy
     if not isinstance(source, Node) or value_of(source) is None or is_written_after(source, copy):
         return None
-    n_b, *image = shape_of(joined)
-    n, b, *rest = *shape_of(source), 0, 0
-    return source if n * b == n_b and rest[:-2] == image else None
+    shape, (n_b, *image) = shape_of(source), shape_of(joined)
+    is_joined = len(shape) > 2 and shape[0] * shape[1] == n_b and list(shape[2:]) == image
+    return source if is_joined else None
 
 
 def _like(grad: Node, apart: Node | None) -> Node:

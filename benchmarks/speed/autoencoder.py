@@ -32,8 +32,8 @@ SHAPE = (16, 20)
 QUICK_SHAPE = (4, 5)
 REPEATS = 5
 
-DATASETS = ("snelson", "banana", "australian", "glass", "ionosphere", "breast", "waveform")
-SEEDS = 1
+DATASETS = ("snelson", "banana", "australian", "glass", "ionosphere", "breast", "vehicle", "waveform")
+SEEDS = 3
 KNOTS = 400
 FORMS = {"default": True, "gradients only": False}
 """With the decoder's closed form, and the paper's plain form."""
