@@ -39,8 +39,8 @@ BATCH_NORM_SHARE = 0.2
 the average of two has 0.384 instead of 0.403 (the network 0.392)."""
 
 FEW, SEVERAL = 4, 16
-"""Particles that any network can afford, and that small dense ones can. On Vehicle's 7,547 points 16 take 1.3 times the
-seconds of four, and have a validation NLL of 0.588 and 0.566 where four have 0.610 and 0.582 (two seeds)."""
+"""Particles that any network can afford, and that small dense ones can. On Vehicle's 7,547 points 16 take 1.4 times the
+seconds of four, and have a validation NLL of 0.582 where four have 0.598 (three seeds)."""
 
 
 @dataclass(frozen=True)
@@ -100,7 +100,7 @@ class TrajectorySampler:
     compile
         Run steps through ``torch.compile``: several times faster for small networks, after a compilation of up to a
         minute. ``None`` does so when the first drift shows that the walk will take more than ten minutes and particles
-        are evaluated together.
+        are evaluated together, but not for convolutions on a CPU, which hardly gain.
     autocast
         Lower precision for forward and backward passes, such as ``torch.bfloat16``; weights and losses stay in full.
     basis

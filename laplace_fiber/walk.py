@@ -132,7 +132,8 @@ class Walk:
                 self._keep()
                 self._save()
                 expected = (time.monotonic() - started) * (n_steps - 1)
-                if self.settings.compile is None and self.t == 1 < self.group and expected > WORTH_COMPILING:
+                may_compile = self.settings.compile is None and self.joint.network.resolved_engine() == "vmap"
+                if may_compile and self.t == 1 < self.group and expected > WORTH_COMPILING:
                     self.recorder = self.descent.recorder = Recorder(after=0, compiled=True)
                 bar.update()
                 bar.set_postfix(

@@ -260,17 +260,24 @@ def test_predictions_of_a_last_layer_run_the_body_once(monkeypatch):
     assert model.calls <= 5 + 1 + 1 + 20
 
 
-@pytest.mark.parametrize(("worth", "compiles"), [(1e9, False), (-1.0, True)])
-def test_long_walks_are_compiled_without_being_asked(worth, compiles, monkeypatch):
+@pytest.mark.parametrize(
+    ("worth", "convolutional", "compiles"), [(1e9, False, False), (-1.0, False, True), (-1.0, True, False)]
+)
+def test_long_walks_are_compiled_without_being_asked(worth, convolutional, compiles, monkeypatch):
     """As the first drift tells; the compiler is replaced by one that only says that it was called."""
     compiled = []
     monkeypatch.setattr("laplace_fiber.walk.WORTH_COMPILING", worth)
     monkeypatch.setattr(torch, "compile", lambda graph, **_: compiled.append(graph) or graph)
     model, data = classifier()
+    if convolutional:  # evaluated together all the same
+        model = nn.Sequential(
+            nn.Unflatten(1, (1, 2)), nn.Conv1d(1, 2, 1).double(), nn.Flatten(), nn.Linear(4, 3).double()
+        )
+        monkeypatch.setattr("laplace_fiber.engines._seconds_per_row", lambda _run, rows: 1 / len(rows))
     joint, training = joint_of(model, data, "classification")
     sampler = TrajectorySampler(n_particles=3, n_steps=3, refinement=FixedRefinement(2))
     with joint.network.evaluation():
-        sampler.walk(joint, joint.network.theta(), training)
+        assert sampler.walk(joint, joint.network.theta(), training).group_size == 3
     assert bool(compiled) == compiles
 
 
