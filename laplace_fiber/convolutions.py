@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any, TypeGuard
+from typing import Any
 
 import torch
 from torch.fx import Node
 
-from laplace_fiber.graph_nodes import VIEWS, inserted, shape_of, value_of
+from laplace_fiber.graph_nodes import VIEWS, inserted, is_private, shape_of, value_of
 
 aten = torch.ops.aten
 
@@ -23,10 +23,10 @@ def move_bias_inside(node: Node) -> None:
     if node.target is not aten.add.Tensor or len(node.args) != 2 or node.kwargs:
         return
     for bias, turned in (node.args, node.args[::-1]):
-        if not isinstance(bias, Node) or not _is_private(turned, aten.permute.default):
+        if not isinstance(bias, Node) or not is_private(turned, aten.permute.default):
             continue
         apart: Any = turned.args[0]
-        if not _is_private(apart, *VIEWS) or not _is_private(apart.args[0], aten.convolution.default):
+        if not is_private(apart, *VIEWS) or not is_private(apart.args[0], aten.convolution.default):
             continue
         convolution: Any = apart.args[0]
         n, b, c, *size = shape_of(turned)
@@ -42,7 +42,3 @@ def move_bias_inside(node: Node) -> None:
             result = inserted(node, aten.view.default, result, list(shape_of(apart)))
             node.replace_all_uses_with(inserted(node, aten.permute.default, result, turned.args[1]))
             return
-
-
-def _is_private(node: Any, *targets: Any) -> TypeGuard[Node]:
-    return isinstance(node, Node) and node.target in targets and len(node.users) == 1 and value_of(node) is not None

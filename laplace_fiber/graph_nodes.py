@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor
@@ -63,6 +63,11 @@ def replace(node: Node, target: Any, *args: Any, **kwargs: Any) -> None:
     except RuntimeError:  # a view that this layout does not allow
         return
     node.replace_all_uses_with(new)
+
+
+def is_private(node: Any, *targets: Any) -> TypeGuard[Node]:
+    """Whether it is one of these operations, and needed in one place only."""
+    return isinstance(node, Node) and node.target in targets and len(node.users) == 1
 
 
 def written_by(node: Node) -> list[Node]:

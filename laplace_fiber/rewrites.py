@@ -13,7 +13,17 @@ import torch
 from torch.fx import Graph, Node
 
 from laplace_fiber.convolutions import move_bias_inside
-from laplace_fiber.graph_nodes import VIEWS, base_of, inserted, is_written_after, replace, restate, shape_of, value_of
+from laplace_fiber.graph_nodes import (
+    VIEWS,
+    base_of,
+    inserted,
+    is_private,
+    is_written_after,
+    replace,
+    restate,
+    shape_of,
+    value_of,
+)
 from laplace_fiber.pooling import unfold_pooling
 
 aten = torch.ops.aten
@@ -68,7 +78,7 @@ def _fill(node: Node) -> None:
 def _flip_result(node: Node) -> None:
     """(A B)ᵀ = Bᵀ Aᵀ, which comes out of the product in the layout that is asked for, unless that makes it thin."""
     product = node.args[0] if node.args else None
-    if _is_transpose(node) and _is_private_product(product) and shape_of(product)[1] > THIN:
+    if _is_transpose(node) and is_private(product, aten.bmm.default) and shape_of(product)[1] > THIN:
         a, b = product.args
         replace(node, aten.bmm.default, _transposed(b, node), _transposed(a, node))
 
@@ -78,7 +88,11 @@ def _join(node: Node) -> None:
     if node.target is not aten.add.Tensor or len(node.args) != 2 or node.kwargs:
         return
     for bias, product in (node.args, node.args[::-1]):
-        if not _is_private_product(product) or not isinstance(bias, Node) or shape_of(product) != shape_of(node):
+        if (
+            not is_private(product, aten.bmm.default)
+            or not isinstance(bias, Node)
+            or shape_of(product) != shape_of(node)
+        ):
             continue
         if value_of(bias).dtype == value_of(product).dtype:
             replace(node, aten.baddbmm.default, bias, *product.args)
@@ -140,8 +154,7 @@ def _fill_parts(node: Node) -> None:
 def _is_large_product(part: Any) -> TypeGuard[Node]:
     """Whether the part is a large matrix product as a vector, needed nowhere else."""
     product = part.args[0] if part.target in VIEWS and len(part.users) == 1 else None
-    is_private = isinstance(product, Node) and product.target is aten.mm.default and len(product.users) == 1
-    return is_private and value_of(part).numel() >= LARGE
+    return is_private(product, aten.mm.default) and value_of(part).numel() >= LARGE
 
 
 def _same_as(node: Node) -> Any:
@@ -158,7 +171,7 @@ def _same_as(node: Node) -> Any:
         return None
     if node.target in (aten.mul.Scalar, aten.pow.Tensor_Scalar):
         return first if node.args[1] == 1 and new.dtype == old.dtype else None
-    is_copy = node.target is aten.clone.default and (_is_private_product(first) or _is_needless(node))
+    is_copy = node.target is aten.clone.default and (is_private(first, aten.bmm.default) or _is_needless(node))
     if is_copy or node.target in (*VIEWS, aten.expand.default, aten.permute.default):
         return first if new.shape == old.shape and new.stride() == old.stride() else None
     return None
@@ -174,10 +187,6 @@ def _is_needless(copy: Node) -> bool:
 
 def _is_transpose(node: Node) -> bool:
     return node.target is aten.transpose.int and node.args[1:] == (1, 2) and value_of(node).ndim == 3
-
-
-def _is_private_product(node: Any) -> TypeGuard[Node]:
-    return isinstance(node, Node) and node.target is aten.bmm.default and len(node.users) == 1
 
 
 def _transposed(node: Any, before: Node) -> Node:
