@@ -11,6 +11,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from laplace_fiber.memory import available_bytes, of_kind
+from laplace_fiber.plain_layers import numbers_within
 from laplace_fiber.weights import Inputs, NetworkFunction
 
 CACHED_ELEMENTS = {"cpu": 2**21, "cuda": 2**28}
@@ -41,12 +42,12 @@ TRIAL_ROWS, TRIAL_SECONDS = 8, 0.2
 
 
 def output_elements(network: NetworkFunction, x: Inputs, **model_kwargs: Any) -> int:
-    """Numbers in the outputs of all layers (modules without children) of one forward pass. Call inside evaluation."""
+    """Numbers that all layers (modules without children) make in one forward pass. Call inside evaluation."""
     counted: list[int] = []
 
-    def count(_module: nn.Module, _args: object, output: object) -> None:
+    def count(module: nn.Module, _args: object, output: object) -> None:
         parts = output if isinstance(output, (tuple, list)) else (output,)
-        counted.append(sum(part.numel() for part in parts if isinstance(part, Tensor)))
+        counted.append(numbers_within(module) * sum(part.numel() for part in parts if isinstance(part, Tensor)))
 
     leaves = [m for m in network.model.modules() if next(m.children(), None) is None]
     hooks = [leaf.register_forward_hook(count) for leaf in leaves]

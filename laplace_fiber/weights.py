@@ -8,7 +8,7 @@ from __future__ import annotations
 import itertools
 import warnings
 from collections.abc import Iterator, Mapping, MutableMapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, Literal, TypeAlias
 
 import torch
@@ -18,6 +18,7 @@ from torch.func import functional_call, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from laplace_fiber.modes import as_written, evaluation, without_recomputation
+from laplace_fiber.plain_layers import PlainLayers, has_plain_form
 
 Inputs: TypeAlias = Tensor | MutableMapping[str, Any]
 """What a network takes: a tensor, or the dict-like batch of a Hugging Face model."""
@@ -54,6 +55,7 @@ class NetworkFunction:
             raise ValueError(f"engine: expected 'auto', 'vmap' or 'loop', got {engine!r}.")
         self.model = model = as_written(model)
         self.engine: Engine = engine
+        self._plain_layers = has_plain_form(model)
         self.last_layer = _last_layer_name(model) if isinstance(subset, str) and subset == "last_layer" else None
         trainable = {name: p for name, p in model.named_parameters() if p.requires_grad}
         if not trainable:
@@ -103,7 +105,7 @@ class NetworkFunction:
 
     def run(self, named: Mapping[str, Tensor], x: Inputs, model_kwargs: dict[str, Any]) -> Float[Tensor, "b *c"]:
         """The network with the given weights and buffers in place of its own. Call inside :meth:`evaluation`."""
-        with without_recomputation():
+        with without_recomputation(), PlainLayers() if self._plain_layers else nullcontext():
             output = functional_call(self.model, dict(named), (x,), model_kwargs)
         if not isinstance(output, Tensor):
             raise ValueError(

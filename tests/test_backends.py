@@ -43,6 +43,7 @@ def problem(layer: str):
             "BatchNorm1d": (flat, [nn.Linear(4, 5), nn.BatchNorm1d(5), nn.ReLU(), nn.Linear(5, 2)]),
             "LayerNorm": (flat, [nn.Linear(4, 5), nn.LayerNorm(5), nn.ReLU(), nn.Linear(5, 2)]),
             "Embedding": (tokens, [nn.Embedding(5, 3), nn.Flatten(), nn.Linear(9, 2)]),
+            "EmbeddingBag": (tokens, [nn.EmbeddingBag(5, 3), nn.Linear(3, 2)]),
             "MultiheadAttention": (sequences, [Attention(), nn.Linear(4, 2)]),
             "GRU": (sequences, [Recurrent(), nn.Linear(3, 2)]),
         }
@@ -52,7 +53,7 @@ def problem(layer: str):
 
 @pytest.mark.filterwarnings("ignore::UserWarning")
 @pytest.mark.parametrize(
-    "layer", ["Linear", "Conv2d", "BatchNorm1d", "LayerNorm", "Embedding", "MultiheadAttention", "GRU"]
+    "layer", ["Linear", "Conv2d", "BatchNorm1d", "LayerNorm", "Embedding", "EmbeddingBag", "MultiheadAttention", "GRU"]
 )
 def test_each_row_of_the_table(layer):
     rows = [re.split(r"\s*\|\s*", line.strip("| ")) for line in TABLE.splitlines() if line.startswith("| ")]

@@ -427,7 +427,7 @@ def test_predictions_are_those_of_the_network_under_its_samples(name, subset, dt
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
 @pytest.mark.parametrize("subset", SUBSETS[::2], ids=str)
-@pytest.mark.parametrize("name", [name for name in NETWORKS if name != "bag"])  # PyTorch: no forward-mode derivative
+@pytest.mark.parametrize("name", NETWORKS)
 def test_linearised_predictions_and_evidence_for_each_network(name, subset, dtype):
     """Linearised samples against central differences of the network (float64); evidence and links are finite."""
     model, x, head = network(name, dtype)

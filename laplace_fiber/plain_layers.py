@@ -1,0 +1,157 @@
+"""Layers in plain tensor operations, where those of the library have no batching rule or lack derivatives."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, TypeAlias
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.overrides import TorchFunctionMode
+
+State: TypeAlias = tuple[Tensor, ...]
+"""h, and c of an LSTM."""
+
+NUMBERS_PER_GATE = 3
+"""That a step of a recurrent layer leaves behind for its derivatives, roughly, for each unit."""
+
+
+class PlainLayers(TorchFunctionMode):
+    """While inside, recurrent layers and bags of embeddings run in plain operations where ``torch.func`` transforms
+    their arguments (batches them, or differentiates), and recurrent layers on a GPU wherever gradients are asked for:
+    cuDNN's have none in eval mode.
+
+    Elsewhere they run as they are, and so do packed sequences, and bags with offsets, padding or a largest norm.
+    """
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Sequence[type],
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        """The function's result, found in another way where it is that of such a layer."""
+        kwargs, step = kwargs or {}, _STEPS.get(func)
+        packed = step is not None and isinstance(args[2], Tensor)
+        if step and not packed and (_is_transformed(args[:3]) or (args[0].is_cuda and torch.is_grad_enabled())):
+            return _recurrence(step, *args)
+        if func is functional.embedding_bag and _is_transformed(args) and _is_plain_bag(args[0], kwargs):
+            return _bag(args[0], args[1], kwargs["mode"], kwargs["per_sample_weights"])
+        return func(*args, **kwargs)
+
+
+def has_plain_form(model: nn.Module) -> bool:
+    """Whether any layer is one that :class:`PlainLayers` knows."""
+    return any(isinstance(m, (nn.RNNBase, nn.EmbeddingBag)) for m in model.modules())
+
+
+def numbers_within(layer: nn.Module) -> int:
+    """How many numbers a layer makes for each that it puts out, roughly: more than one where it has layers inside."""
+    if not isinstance(layer, nn.RNNBase):
+        return 1
+    gates = layer.get_parameter("weight_ih_l0").shape[0] // layer.hidden_size
+    return NUMBERS_PER_GATE * gates * layer.num_layers
+
+
+def _is_transformed(args: Sequence[Any]) -> bool:
+    parts = [part for arg in args for part in (arg if isinstance(arg, (list, tuple)) else (arg,))]
+    return any(torch._C._functorch.is_functorch_wrapped_tensor(p) for p in parts if isinstance(p, Tensor))
+
+
+def _is_plain_bag(x: Tensor, options: dict[str, Any]) -> bool:
+    return x.ndim == 2 and all(options.get(name) is None for name in ("offsets", "max_norm", "padding_idx"))
+
+
+def _bag(
+    x: Int[Tensor, "b k"], weight: Float[Tensor, "tokens d"], mode: str, shares: Float[Tensor, "b k"] | None
+) -> Float[Tensor, "b d"]:
+    rows = functional.embedding(x, weight)
+    if mode == "max":
+        return rows.amax(1)
+    if shares is not None:
+        rows = rows * shares[..., None]
+    return rows.mean(1) if mode == "mean" else rows.sum(1)
+
+
+class _Weights:
+    """Of one layer in one direction: ``ih`` and ``hh`` for input and state, ``hr`` for an LSTM's projection."""
+
+    def __init__(self, tensors: Iterator[Tensor], has_biases: bool, projected: bool) -> None:
+        self.ih, self.hh = next(tensors), next(tensors)
+        self.bias_ih = next(tensors) if has_biases else None
+        self.bias_hh = next(tensors) if has_biases else None
+        self.hr = next(tensors) if projected else None
+
+    def of_state(self, h: Float[Tensor, "b h"]) -> Float[Tensor, "b gates"]:
+        return functional.linear(h, self.hh, self.bias_hh)
+
+
+def _recurrence(
+    step: Callable[[Tensor, State, _Weights], State],
+    x: Float[Tensor, "_ _ features"],
+    state: Tensor | State,
+    tensors: Sequence[Tensor],
+    *options: Any,
+) -> tuple[Tensor, ...]:
+    """What the library's function of the same arguments returns: outputs, and the last states of all layers."""
+    has_biases, num_layers, dropout, train, bidirectional, batch_first = options
+    if dropout > 0 and train:
+        raise NotImplementedError("recurrent layers in plain operations: expected eval mode, got dropout.")
+    states = state if isinstance(state, (list, tuple)) else (state,)
+    directions = 2 if bidirectional else 1
+    projected = len(tensors) // (num_layers * directions) % 2 == 1
+    weights, last = iter(tensors), list[State]()
+    x = x.transpose(0, 1) if batch_first else x
+    for _ in range(num_layers):
+        outputs = list[Tensor]()
+        for backwards in range(directions):
+            before = tuple(s[len(last)] for s in states)
+            along, after = _run(step, x, before, _Weights(weights, has_biases, projected), bool(backwards))
+            outputs.append(along)
+            last.append(after)
+        x = torch.cat(outputs, -1)
+    return (x.transpose(0, 1) if batch_first else x, *(torch.stack(parts) for parts in zip(*last, strict=True)))
+
+
+def _run(
+    step: Callable[[Tensor, State, _Weights], State],
+    x: Float[Tensor, "t b f"],
+    state: State,
+    weights: _Weights,
+    backwards: bool,
+) -> tuple[Float[Tensor, "t b h"], State]:
+    """Outputs of one layer in one direction, and its last state."""
+    inputs = functional.linear(x, weights.ih, weights.bias_ih).unbind(0)  # of all time steps in one product
+    outputs = list[Tensor]()
+    for now in reversed(inputs) if backwards else inputs:
+        state = step(now, state, weights)
+        outputs.append(state[0])
+    return torch.stack(outputs[::-1] if backwards else outputs), state
+
+
+def _lstm(now: Float[Tensor, "b gates"], state: State, weights: _Weights) -> State:
+    h, c = state
+    i, f, g, o = (now + weights.of_state(h)).chunk(4, -1)
+    c = f.sigmoid() * c + i.sigmoid() * g.tanh()
+    h = o.sigmoid() * c.tanh()
+    return (h if weights.hr is None else functional.linear(h, weights.hr)), c
+
+
+def _gru(now: Float[Tensor, "b gates"], state: State, weights: _Weights) -> State:
+    (r, z, n), (r_h, z_h, n_h) = now.chunk(3, -1), weights.of_state(state[0]).chunk(3, -1)
+    n = (n + (r + r_h).sigmoid() * n_h).tanh()
+    return (n + (z + z_h).sigmoid() * (state[0] - n),)
+
+
+def _rnn_tanh(now: Float[Tensor, "b h"], state: State, weights: _Weights) -> State:
+    return ((now + weights.of_state(state[0])).tanh(),)
+
+
+def _rnn_relu(now: Float[Tensor, "b h"], state: State, weights: _Weights) -> State:
+    return ((now + weights.of_state(state[0])).relu(),)
+
+
+_STEPS = {torch.lstm: _lstm, torch.gru: _gru, torch.rnn_tanh: _rnn_tanh, torch.rnn_relu: _rnn_relu}
