@@ -32,6 +32,10 @@ RECOVERED, HALVINGS = 0.5, 6
 zero. From drifts of the usual length trials recover 0.7 and more; those of deep networks under a wide prior lose
 hundreds of times as much, and do not come back."""
 
+NEAR_ZERO = 1e-3
+"""Share of the trained weights that stands for weights of zero where a network has no outputs at these, as one that
+divides by norms of its weights."""
+
 
 @dataclass(frozen=True)
 class StochasticRefinement:
@@ -124,8 +128,8 @@ class StochasticDescent:
     ) -> list[float]:
         """By each rate after this drift: 1 for the loss of the trained weights, 0 for that of weights of zero."""
         theta = (origin + drift).repeat(len(self.rates), 1)
-        known = torch.stack([origin, torch.zeros_like(origin)])
-        value, ends, bounds = theta.new_zeros(len(theta)), theta.new_zeros(len(theta)), theta.new_zeros(2)
+        known = torch.stack([origin, torch.zeros_like(origin), NEAR_ZERO * origin])
+        value, ends, bounds = theta.new_zeros(len(theta)), theta.new_zeros(len(theta)), theta.new_zeros(len(known))
         n_steps = min(TRIAL_STEPS, self.n_steps)
         for step in self._steps(theta, self.rates, n_steps):
             batch = next_batch()
@@ -135,7 +139,8 @@ class StochasticDescent:
             if step >= n_steps - JUDGED_STEPS:
                 ends += value * self.joint.n_data - self.joint.prior_energy(theta)
                 bounds += self.joint.data_term(known, batch)
-        trained, ignorant = bounds.tolist()
+        trained, *of_none = bounds.tolist()
+        ignorant = next(filter(math.isfinite, of_none), trained + self.joint.n_data)  # else a nat for each data point
         return [(ignorant - end) / max(ignorant - trained, 1e-30) for end in ends.nan_to_num(math.inf).tolist()]
 
     def steps(self, theta: Float[Tensor, "n p"]) -> Iterator[int]:

@@ -343,6 +343,19 @@ def test_drifts_are_halved_until_a_trial_comes_back():
     assert again.report.reach == pytest.approx(reach["found"])
 
 
+def test_a_trial_needs_no_outputs_at_weights_of_zero():
+    """A layer that divides by the norm of its weights has none; the walk still comes back to low loss."""
+    model, data = classifier()
+    nn.utils.parametrizations.weight_norm(model[0])
+    joint, _ = joint_of(model, data, "classification", tau=TAU)
+    with joint.network.evaluation():
+        at_zero = joint.network.one(0 * joint.network.theta(), data.dataset.tensors[0])
+    assert not torch.isfinite(at_zero).any()
+    walk, _ = walked(model, data, stochastic_walk(n_particles=3))
+    assert float(walk.step_sizes[0]) > 0
+    assert float(walk.trace.nll[:, -1].mean()) < float(walk.trace.nll[:, 0].mean()) + 0.3
+
+
 def test_a_drift_is_no_longer_than_five_times_the_trained_weights():
     theta = torch.full((4,), 0.5)
     for tau, length in [(0.01, 5.0), (100.0, 0.1)]:  # half the prior's radius: 10, 0.1
