@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.nn.utils.parametrize import is_parametrized
 from torch.overrides import TorchFunctionMode
 
 State: TypeAlias = tuple[Tensor, ...]
@@ -19,9 +20,9 @@ NUMBERS_PER_GATE = 3
 
 
 class PlainLayers(TorchFunctionMode):
-    """While inside, recurrent layers and bags of embeddings run in plain operations where ``torch.func`` transforms
-    their arguments (batches them, or differentiates), and recurrent layers on a GPU wherever gradients are asked for:
-    cuDNN's have none in eval mode.
+    """While inside, recurrent layers, bags of embeddings and normalised weights are computed in plain operations where
+    ``torch.func`` transforms their arguments (batches them, or differentiates), and recurrent layers on a GPU wherever
+    gradients are asked for: cuDNN's have none in eval mode.
 
     Elsewhere they run as they are, and so do packed sequences, and bags with offsets, padding or a largest norm.
     """
@@ -40,12 +41,17 @@ class PlainLayers(TorchFunctionMode):
             return _recurrence(step, *args)
         if func is functional.embedding_bag and _is_transformed(args) and _is_plain_bag(args[0], kwargs):
             return _bag(args[0], args[1], kwargs["mode"], kwargs["per_sample_weights"])
+        if func is torch._weight_norm and _is_transformed(args):
+            return _weight_norm(*args)
         return func(*args, **kwargs)
 
 
 def has_plain_form(model: nn.Module) -> bool:
-    """Whether any layer is one that :class:`PlainLayers` knows."""
-    return any(isinstance(m, (nn.RNNBase, nn.EmbeddingBag)) for m in model.modules())
+    """Whether any layer may be one that :class:`PlainLayers` knows; hooks and parametrisations normalise weights."""
+    return any(
+        isinstance(m, (nn.RNNBase, nn.EmbeddingBag)) or is_parametrized(m) or bool(m._forward_pre_hooks)
+        for m in model.modules()
+    )
 
 
 def numbers_within(layer: nn.Module) -> int:
@@ -74,6 +80,12 @@ def _bag(
     if shares is not None:
         rows = rows * shares[..., None]
     return rows.mean(1) if mode == "mean" else rows.sum(1)
+
+
+def _weight_norm(v: Float[Tensor, "*shape"], g: Float[Tensor, "*ones"], dim: int = 0) -> Float[Tensor, "*shape"]:
+    """g v/‖v‖ with a norm for each index of the dimension ``dim``, or of the whole where that is −1."""
+    others = [i for i in range(v.ndim) if i != dim]
+    return v * (g / v.square().sum(others, keepdim=True).sqrt())
 
 
 class _Weights:

@@ -80,6 +80,20 @@ def test_bags_of_embeddings_with_many_weights(mode):
         )
 
 
+@pytest.mark.filterwarnings("ignore:.*weight_norm.*deprecated:FutureWarning")
+@pytest.mark.parametrize("dim", [0, 1, None])
+@pytest.mark.parametrize("normalised", [nn.utils.parametrizations.weight_norm, nn.utils.weight_norm])
+def test_normalised_weights_are_batched(normalised, dim):
+    torch.manual_seed(0)
+    network = NetworkFunction(nn.Sequential(normalised(nn.Conv1d(FEATURES, HIDDEN, 3), dim=dim)).double())
+    thetas, x = network.theta() + 0.2 * normal(3, network.n_params), normal(N, FEATURES, STEPS)
+    with network.evaluation(), torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        together = network.many(thetas, x)
+        for theta, found in zip(thetas, together, strict=True):
+            torch.testing.assert_close(found, network.one(theta, x))
+
+
 @pytest.mark.parametrize("options", [{"padding_idx": 0}, {"max_norm": 0.1}], ids=str)
 def test_bags_that_have_no_plain_form_are_left_to_the_library(options):
     bag = nn.EmbeddingBag(TOKENS, 3, **options).double()
