@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import warnings
+from collections.abc import Iterable
 from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import Any
@@ -43,6 +44,12 @@ class Notices:
         if message not in self._said:
             self._said.add(message)
             warnings.warn(message, stacklevel=_levels_inside())
+
+
+def say_again(recorded: Iterable[warnings.WarningMessage]) -> None:
+    """Warn of what ``warnings.catch_warnings(record=True)`` has held back."""
+    for w in recorded:
+        warnings.warn_explicit(w.message, w.category, w.filename, w.lineno, source=w.source)
 
 
 def _levels_inside() -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 from abc import ABC
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias, cast
 
 import torch
@@ -18,6 +18,7 @@ from tqdm import tqdm
 from laplace_fiber import predictive
 from laplace_fiber.data import batches_of, pairs
 from laplace_fiber.fitting import FittedPosterior
+from laplace_fiber.shown import say_again
 
 if TYPE_CHECKING:
     from laplace_fiber.posterior import SampledPosterior
@@ -177,16 +178,23 @@ def spaced(grid: Float[Tensor, " g"], ratio: float) -> Float[Tensor, " h"]:
 def search_prior_precision(
     posterior: TunablePosterior, grid: Float[Tensor, " g"], evaluate: Callable[[], float], progress_bar: bool = False
 ) -> None:
-    """Set the grid's value with the lowest loss; keep the present one unless a value beats it, or an error comes."""
+    """Set the grid's value with the lowest loss; keep the present one unless a value beats it, or an error comes.
+
+    Of what fits to candidates warn of, only that of the last one is shown, if it is the best: others are fitted again.
+    """
     best, lowest = posterior.prior_precision, evaluate()
+    warned: Sequence[warnings.WarningMessage] = ()
     bar = tqdm(posterior.distinct_prior_precisions(grid), desc="prior precision", disable=not progress_bar)
     try:
         for candidate in bar:
             posterior.prior_precision = candidate
-            posterior.follow_prior_precision()
+            with warnings.catch_warnings(record=True) as warned:
+                posterior.follow_prior_precision()
             value = evaluate()
             if value < lowest:
                 best, lowest = posterior.prior_precision, value
             bar.set_postfix(prior_precision=f"{float(best.mean()):.3g}", loss=f"{lowest:.4g}")
+        if posterior.prior_precision is best:
+            say_again(warned)
     finally:
         posterior.prior_precision = best

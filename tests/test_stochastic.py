@@ -259,6 +259,24 @@ def test_a_grid_search_walks_anew_where_each_trajectory_has_one_state():
     assert float(loaded.prior_precision) == pytest.approx(best)
 
 
+@pytest.mark.parametrize("largest", [-0.5, 3.0])
+def test_a_grid_search_warns_of_the_chosen_walk_alone(largest):
+    """Which walks away from a minimum of J, as all others do; the last one's need not be repeated if it is the best."""
+    model, data = classifier()
+    refinement = StochasticRefinement(epochs=1.0, min_steps=20, learning_rate=0.05)
+    sampler = stochastic_walk(n_particles=2, refinement=refinement)
+    la = FiberLaplace(model, "classification", prior_precision=1e4, sampler=sampler, autoencoder=FAST)
+    with pytest.warns(UserWarning, match="not at a minimum"):
+        la.fit(data)
+    grid = {"log_prior_prec_min": largest - 4, "log_prior_prec_max": largest, "grid_size": 3}
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        la.optimize_prior_precision(method="gridsearch", val_loader=data, **grid)
+    assert (float(la.prior_precision) == pytest.approx(10**largest)) == (largest == -0.5)
+    assert {str(w.message) for w in said if w.category is UserWarning} == set(la.report.warnings)
+    assert la.report.warnings
+
+
 def test_grids_are_thinned_from_their_first_value_on():
     grid = torch.logspace(-4, 4, 100)
     kept = spaced(grid, 3.0)

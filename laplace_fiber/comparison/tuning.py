@@ -15,6 +15,7 @@ from laplace_fiber.comparison.fits import PRIOR_PRECISION, Fitted, Settings
 from laplace_fiber.comparison.methods import Method
 from laplace_fiber.comparison.task import Predict, Task, predict_all
 from laplace_fiber.metrics import Prediction, negative_log_likelihood
+from laplace_fiber.shown import say_again
 from laplace_fiber.weights import Inputs
 
 Report = Callable[[int, float], None]
@@ -180,8 +181,7 @@ class Search:
         return loss if math.isfinite(loss) else math.inf
 
     def _outcome(self, best: _Fit, start: float) -> Outcome:
-        for w in best.warned:
-            warnings.warn_explicit(w.message, w.category, w.filename, w.lineno, source=w.source)
+        say_again(best.warned)
         predict, settings, task = best.fitted.predict, dict(self.best_settings), self.task
         if self.method.calibrated:
             calibration = Calibration(*predict_all(predict, task.val_loader, task.device), task.sigma_noise)
