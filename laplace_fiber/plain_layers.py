@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any, TypeAlias
 
 import torch
@@ -20,9 +21,9 @@ NUMBERS_PER_GATE = 3
 
 
 class PlainLayers(TorchFunctionMode):
-    """While inside, recurrent layers, bags of embeddings and normalised weights are computed in plain operations where
-    ``torch.func`` transforms their arguments (batches them, or differentiates), and recurrent layers on a GPU wherever
-    gradients are asked for: cuDNN's have none in eval mode.
+    """While inside, layers of the kinds of :func:`has_plain_form` are computed in plain operations where ``torch.func``
+    transforms their arguments (batches them, or differentiates), and recurrent ones on a GPU wherever gradients are
+    asked for: cuDNN's have none in eval mode.
 
     Elsewhere they run as they are, and so do packed sequences, and bags with offsets, padding or a largest norm.
     """
@@ -35,23 +36,20 @@ class PlainLayers(TorchFunctionMode):
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
         """The function's result, found in another way where it is that of such a layer."""
-        kwargs, step = kwargs or {}, _STEPS.get(func)
-        packed = step is not None and isinstance(args[2], Tensor)
-        if step and not packed and (_is_transformed(args[:3]) or (args[0].is_cuda and torch.is_grad_enabled())):
-            return _recurrence(step, *args)
-        if func is functional.embedding_bag and _is_transformed(args) and _is_plain_bag(args[0], kwargs):
-            return _bag(args[0], args[1], kwargs["mode"], kwargs["per_sample_weights"])
-        if func is torch._weight_norm and _is_transformed(args):
-            return _weight_norm(*args)
-        return func(*args, **kwargs)
+        form, kwargs = _FORMS.get(func), kwargs or {}
+        if form is None or _is_without_form(func, args, kwargs):
+            return func(*args, **kwargs)
+        needs_form = _is_transformed(args) or (func in _LAYERS and args[0].is_cuda and torch.is_grad_enabled())
+        return form(*args, **kwargs) if needs_form else func(*args, **kwargs)
 
 
 def has_plain_form(model: nn.Module) -> bool:
-    """Whether any layer may be one that :class:`PlainLayers` knows; hooks and parametrisations normalise weights."""
-    return any(
-        isinstance(m, (nn.RNNBase, nn.EmbeddingBag)) or is_parametrized(m) or bool(m._forward_pre_hooks)
-        for m in model.modules()
-    )
+    """Whether any layer may be recurrent, bilinear, a bag of embeddings or one with normalised weights.
+
+    Weights are normalised by hooks and parametrisations, of which there are others, too.
+    """
+    kinds = (nn.RNNBase, nn.RNNCellBase, nn.Bilinear, nn.EmbeddingBag)
+    return any(isinstance(m, kinds) or is_parametrized(m) or bool(m._forward_pre_hooks) for m in model.modules())
 
 
 def numbers_within(layer: nn.Module) -> int:
@@ -67,24 +65,33 @@ def _is_transformed(args: Sequence[Any]) -> bool:
     return any(torch._C._functorch.is_functorch_wrapped_tensor(p) for p in parts if isinstance(p, Tensor))
 
 
-def _is_plain_bag(x: Tensor, options: dict[str, Any]) -> bool:
-    return x.ndim == 2 and all(options.get(name) is None for name in ("offsets", "max_norm", "padding_idx"))
+def _is_without_form(func: Callable[..., Any], args: Sequence[Any], kwargs: dict[str, Any]) -> bool:
+    """Whether it is called in a way that has no plain form here."""
+    if func is functional.embedding_bag:
+        return args[0].ndim != 2 or any(kwargs[name] is not None for name in ("offsets", "max_norm", "padding_idx"))
+    # Batch sizes of packed sequences come before the state.
+    return func in _LAYERS and isinstance(args[1], Tensor) and not args[1].is_floating_point()
 
 
-def _bag(
-    x: Int[Tensor, "b k"], weight: Float[Tensor, "tokens d"], mode: str, shares: Float[Tensor, "b k"] | None
-) -> Float[Tensor, "b d"]:
+def _bag(x: Int[Tensor, "b k"], weight: Float[Tensor, "tokens d"], **options: Any) -> Float[Tensor, "b d"]:
     rows = functional.embedding(x, weight)
-    if mode == "max":
+    if options["mode"] == "max":
         return rows.amax(1)
-    if shares is not None:
-        rows = rows * shares[..., None]
-    return rows.mean(1) if mode == "mean" else rows.sum(1)
+    if options["per_sample_weights"] is not None:
+        rows = rows * options["per_sample_weights"][..., None]
+    return rows.mean(1) if options["mode"] == "mean" else rows.sum(1)
+
+
+def _bilinear(
+    x: Float[Tensor, "*b i"], y: Float[Tensor, "*b j"], weight: Float[Tensor, "o i j"], bias: Tensor | None = None
+) -> Float[Tensor, "*b o"]:
+    product = torch.einsum("...i,oij,...j->...o", x, weight, y)
+    return product if bias is None else product + bias
 
 
 def _weight_norm(v: Float[Tensor, "*shape"], g: Float[Tensor, "*ones"], dim: int = 0) -> Float[Tensor, "*shape"]:
     """g v/‖v‖ with a norm for each index of the dimension ``dim``, or of the whole where that is −1."""
-    others = [i for i in range(v.ndim) if i != dim]
+    others = [i for i in range(v.ndim) if dim == -1 or i != dim % v.ndim]
     return v * (g / v.square().sum(others, keepdim=True).sqrt())
 
 
@@ -101,8 +108,21 @@ class _Weights:
         return functional.linear(h, self.hh, self.bias_hh)
 
 
+Step: TypeAlias = Callable[[Tensor, State, _Weights], State]
+"""The next state from a time step's inputs, multiplied by the weights already, and the state before."""
+
+
+def _cell(step: Step, x: Float[Tensor, "b f"], state: Tensor | State, *tensors: Tensor | None) -> Tensor | State:
+    """What the library's function of the same arguments returns: the next state."""
+    given = [t for t in tensors if t is not None]
+    weights = _Weights(iter(given), has_biases=len(given) > len(("ih", "hh")), projected=False)
+    inputs = functional.linear(x, weights.ih, weights.bias_ih)
+    after = step(inputs, state if isinstance(state, tuple) else (state,), weights)
+    return after if isinstance(state, tuple) else after[0]
+
+
 def _recurrence(
-    step: Callable[[Tensor, State, _Weights], State],
+    step: Step,
     x: Float[Tensor, "_ _ features"],
     state: Tensor | State,
     tensors: Sequence[Tensor],
@@ -129,11 +149,7 @@ def _recurrence(
 
 
 def _run(
-    step: Callable[[Tensor, State, _Weights], State],
-    x: Float[Tensor, "t b f"],
-    state: State,
-    weights: _Weights,
-    backwards: bool,
+    step: Step, x: Float[Tensor, "t b f"], state: State, weights: _Weights, backwards: bool
 ) -> tuple[Float[Tensor, "t b h"], State]:
     """Outputs of one layer in one direction, and its last state."""
     inputs = functional.linear(x, weights.ih, weights.bias_ih).unbind(0)  # of all time steps in one product
@@ -166,4 +182,13 @@ def _rnn_relu(now: Float[Tensor, "b h"], state: State, weights: _Weights) -> Sta
     return ((now + weights.of_state(state[0])).relu(),)
 
 
-_STEPS = {torch.lstm: _lstm, torch.gru: _gru, torch.rnn_tanh: _rnn_tanh, torch.rnn_relu: _rnn_relu}
+_LAYERS = {torch.lstm: _lstm, torch.gru: _gru, torch.rnn_tanh: _rnn_tanh, torch.rnn_relu: _rnn_relu}
+_CELLS = {torch.lstm_cell: _lstm, torch.gru_cell: _gru, torch.rnn_tanh_cell: _rnn_tanh, torch.rnn_relu_cell: _rnn_relu}
+_FORMS: dict[Any, Callable[..., Any]] = {
+    **{func: partial(_recurrence, step) for func, step in _LAYERS.items()},
+    **{func: partial(_cell, step) for func, step in _CELLS.items()},
+    functional.embedding_bag: _bag,
+    torch.bilinear: _bilinear,
+    torch._weight_norm: _weight_norm,
+}
+"""By what layers call."""

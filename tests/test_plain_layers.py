@@ -1,4 +1,4 @@
-"""Recurrent layers and bags of embeddings in plain operations, against the library's own."""
+"""Recurrent layers, bags of embeddings and others in plain operations, against the library's own."""
 
 import itertools
 import warnings
@@ -66,6 +66,54 @@ def test_recurrent_layers_with_many_weights(kind, layers, bidirectional, batch_f
             torch.testing.assert_close(many[i], one)
 
 
+class Cells(nn.Module):
+    """A cell that is called step by step."""
+
+    def __init__(self, kind, **options):
+        super().__init__()
+        torch.manual_seed(0)
+        self.cell = kind(FEATURES, HIDDEN, **options).double()
+
+    def forward(self, x):
+        state = None
+        for now in x.unbind(1):
+            state = self.cell(now, state)
+        return torch.cat(state, -1) if isinstance(state, tuple) else state
+
+
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize(
+    ("kind", "options"),
+    [(nn.LSTMCell, {}), (nn.GRUCell, {}), (nn.RNNCell, {}), (nn.RNNCell, {"nonlinearity": "relu"})],
+)
+def test_cells_are_batched(kind, options, bias):
+    assert_batched(Cells(kind, bias=bias, **options), normal(N, STEPS, FEATURES))
+
+
+@pytest.mark.parametrize("bias", [False, True])
+def test_bilinear_layers_are_batched(bias):
+    class Form(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = nn.Bilinear(2, 3, 4, bias=bias).double()
+
+        def forward(self, x):
+            return self.layer(x[..., :2], x[..., 2:])
+
+    assert_batched(Form(), normal(N, STEPS, 5))
+
+
+def assert_batched(model, x):
+    """Outputs of several weights at once, without a warning, are those of each."""
+    network = NetworkFunction(model)
+    thetas = network.theta() + 0.2 * normal(3, network.n_params)
+    with network.evaluation(), torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        together = network.many(thetas, x)
+        for theta, found in zip(thetas, together, strict=True):
+            torch.testing.assert_close(found, network.one(theta, x))
+
+
 @pytest.mark.parametrize("mode", ["sum", "mean", "max"])
 def test_bags_of_embeddings_with_many_weights(mode):
     torch.manual_seed(0)
@@ -81,17 +129,12 @@ def test_bags_of_embeddings_with_many_weights(mode):
 
 
 @pytest.mark.filterwarnings("ignore:.*weight_norm.*deprecated:FutureWarning")
-@pytest.mark.parametrize("dim", [0, 1, None])
+@pytest.mark.parametrize("dim", [0, 1, -2, None])
 @pytest.mark.parametrize("normalised", [nn.utils.parametrizations.weight_norm, nn.utils.weight_norm])
 def test_normalised_weights_are_batched(normalised, dim):
     torch.manual_seed(0)
-    network = NetworkFunction(nn.Sequential(normalised(nn.Conv1d(FEATURES, HIDDEN, 3), dim=dim)).double())
-    thetas, x = network.theta() + 0.2 * normal(3, network.n_params), normal(N, FEATURES, STEPS)
-    with network.evaluation(), torch.no_grad(), warnings.catch_warnings():
-        warnings.simplefilter("error", UserWarning)
-        together = network.many(thetas, x)
-        for theta, found in zip(thetas, together, strict=True):
-            torch.testing.assert_close(found, network.one(theta, x))
+    model = nn.Sequential(normalised(nn.Conv1d(FEATURES, HIDDEN, 3), dim=dim)).double()
+    assert_batched(model, normal(N, FEATURES, STEPS))
 
 
 @pytest.mark.parametrize("options", [{"padding_idx": 0}, {"max_norm": 0.1}], ids=str)
@@ -107,17 +150,18 @@ def test_bags_that_have_no_plain_form_are_left_to_the_library(options):
 class Sequences(nn.Module):
     """One output for each sequence, which may be packed on the way."""
 
-    def __init__(self, packed=False):
+    def __init__(self, packed=False, kind=nn.GRU):
         super().__init__()
         torch.manual_seed(0)
-        self.layer, self.head = nn.GRU(FEATURES, HIDDEN, batch_first=True), nn.Linear(HIDDEN, 2)
+        self.layer, self.head = kind(FEATURES, HIDDEN, batch_first=True), nn.Linear(HIDDEN, 2)
         self.packed = packed
         self.double()
 
     def forward(self, x):
         if self.packed:
             x = nn.utils.rnn.pack_padded_sequence(x, [STEPS] * len(x), batch_first=True)
-        return self.head(self.layer(x)[1][0])
+        state = self.layer(x)[1]
+        return self.head((state[0] if isinstance(state, tuple) else state)[0])
 
 
 def test_gradients_and_products_are_those_of_the_library():
@@ -168,11 +212,12 @@ def test_a_fit_batches_them_without_a_word():
         torch.testing.assert_close(outputs, model(x).detach())
 
 
-def test_packed_sequences_are_looped_with_a_warning():
-    network, x = NetworkFunction(Sequences(packed=True)), normal(N, STEPS, FEATURES)
+@pytest.mark.parametrize("kind", [nn.GRU, nn.LSTM])
+def test_packed_sequences_are_looped_with_a_warning(kind):
+    network, x = NetworkFunction(Sequences(packed=True, kind=kind)), normal(N, STEPS, FEATURES)
     with network.evaluation(), torch.no_grad(), pytest.warns(UserWarning, match="vmap cannot batch"):
         found = network.many(network.theta().repeat(2, 1), x)
-    torch.testing.assert_close(found[1], Sequences()(x).detach())
+    torch.testing.assert_close(found[1], Sequences(kind=kind)(x).detach())
 
 
 def test_what_is_counted_of_layers_with_layers_inside():
