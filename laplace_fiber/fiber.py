@@ -23,14 +23,10 @@ from laplace_fiber.presets import automatic_walk
 from laplace_fiber.subspace import Subspace
 from laplace_fiber.subspace_evidence import SubspaceEvidence
 from laplace_fiber.trajectories import TrajectorySampler
-from laplace_fiber.tuning import spaced
 from laplace_fiber.weights import Inputs, Subset
 
 KEPT_BYTES = 2**30
 """The last samples drawn without a generator are kept up to this size, and up to an eighth of the free memory."""
-
-WALKED_SPACING = 3.0
-"""Ratio of neighbouring prior precisions on a grid, at least, where each costs another walk."""
 
 
 class FiberLaplace(SubspaceEvidence):
@@ -237,9 +233,14 @@ backend, backend_kwargs, asdl_fisher_kwargs
             )
         return fitted.share_for(self.prior_precision_diag)
 
+    @property
+    def refits_candidates(self) -> bool:
+        """Where candidates have no share of the walk: if there is one drift, and the data are at hand."""
+        return self._data is not None and self.fitted.has_one_state
+
     def follow_prior_precision(self) -> None:
-        """Walk anew where a candidate has no share of the walk: if there is one drift, and the data are at hand."""
-        if self._data is not None and self.fitted.has_one_state:
+        """Walk anew where a candidate has no share of the walk."""
+        if self.refits_candidates:
             self.settle_prior_precision()
 
     def settle_prior_precision(self) -> None:
@@ -256,10 +257,10 @@ backend, backend_kwargs, asdl_fisher_kwargs
     def distinct_prior_precisions(self, grid: Float[Tensor, " g"]) -> Float[Tensor, " h"]:
         """The grid's values above the one at fit (by prior radius): a lower one needs a new, longer walk.
 
-        Where every value has a walk of its own, those a factor of three apart at least; none without data to walk on.
+        All where each has a walk of its own, but none without data to walk on.
         """
         if self.fitted.has_one_state:
-            return spaced(grid, WALKED_SPACING) if self._data is not None else grid[:0]
+            return grid if self.refits_candidates else grid[:0]
         walked = (1 / self.fitted.prior_precision.double()).sum()
         return grid[grid > float(self.n_params / walked)]
 

@@ -27,6 +27,11 @@ Loss: TypeAlias = torchmetrics.Metric | Callable[..., Tensor]
 """As in laplace-torch: of probabilities and labels, or of mean, variance and targets; a metric is reset before use."""
 
 
+REFIT_SPACING, PATIENCE = 3.0, 2
+"""Where each prior precision of a grid costs another fit: ratio of neighbouring values, at least, and how many that are
+no better than an earlier one end the search in their direction."""
+
+
 class ValidationLoss:
     """The loss of a posterior's predictions on a loader, infinite where it is not a number.
 
@@ -108,7 +113,9 @@ class TunablePosterior(FittedPosterior, ABC):
 
         ``"marglik"`` ascends :meth:`log_marginal_likelihood`. ``"gridsearch"`` takes the value with the lowest loss on
         ``val_loader`` among the grid and the present one, which is kept unless a value beats it. The default loss is
-        the negative log-likelihood of the averaged predictive; a torchmetrics metric is reset for every value.
+        the negative log-likelihood of the averaged predictive; a torchmetrics metric is reset for every value. Where
+        each value costs another fit, those a factor of three apart are tried, upwards and downwards from the present
+        one, in each direction until two in a row are no better.
 
         Raises
         ------
@@ -151,8 +158,13 @@ class TunablePosterior(FittedPosterior, ABC):
     def settle_prior_precision(self) -> None:
         """Called when a prior precision has been chosen: the place for work that candidates are spared."""
 
+    @property
+    def refits_candidates(self) -> bool:
+        """Whether :meth:`follow_prior_precision` is a fit."""
+        return False
+
     def distinct_prior_precisions(self, grid: Float[Tensor, " g"]) -> Float[Tensor, " h"]:
-        """The values of a grid that give different posteriors without a new fit."""
+        """The values of a grid that give different posteriors, those that need a new fit only if one follows."""
         return grid
 
     def _pred_type(self, asked: str | None) -> str:
@@ -180,21 +192,38 @@ def search_prior_precision(
 ) -> None:
     """Set the grid's value with the lowest loss; keep the present one unless a value beats it, or an error comes.
 
-    Of what fits to candidates warn of, only that of the last one is shown, if it is the best: others are fitted again.
+    All values are tried, or where each costs a fit some, outwards from the present one. Of what fits to candidates warn
+    of, only that of the last one is shown, if it is the best: others are fitted again.
     """
-    best, lowest = posterior.prior_precision, evaluate()
+    best, refits = posterior.prior_precision, posterior.refits_candidates
+    lowest = at_first = evaluate()
     warned: Sequence[warnings.WarningMessage] = ()
-    bar = tqdm(posterior.distinct_prior_precisions(grid), desc="prior precision", disable=not progress_bar)
+    values = posterior.distinct_prior_precisions(grid)
+    directions = _outwards(spaced(values, REFIT_SPACING), float(best.mean())) if refits else [values]
+    bar = tqdm(total=sum(map(len, directions)), desc="prior precision", disable=not progress_bar)
     try:
-        for candidate in bar:
-            posterior.prior_precision = candidate
-            with warnings.catch_warnings(record=True) as warned:
-                posterior.follow_prior_precision()
-            value = evaluate()
-            if value < lowest:
-                best, lowest = posterior.prior_precision, value
-            bar.set_postfix(prior_precision=f"{float(best.mean()):.3g}", loss=f"{lowest:.4g}")
+        for direction in directions:
+            least, worse = at_first, 0
+            for candidate in direction:
+                posterior.prior_precision = candidate
+                with warnings.catch_warnings(record=True) as warned:
+                    posterior.follow_prior_precision()
+                value = evaluate()
+                if value < lowest:
+                    best, lowest = posterior.prior_precision, value
+                bar.set_postfix(prior_precision=f"{float(best.mean()):.3g}", loss=f"{lowest:.4g}", refresh=False)
+                bar.update()
+                worse = 0 if value < least or math.isinf(least) else worse + 1
+                least = min(least, value)
+                if refits and worse == PATIENCE:
+                    break
         if posterior.prior_precision is best:
             say_again(warned)
     finally:
+        bar.close()
         posterior.prior_precision = best
+
+
+def _outwards(values: Float[Tensor, " g"], start: float) -> list[Float[Tensor, " h"]]:
+    """Ascending values from the start on upwards, and downwards."""
+    return [values[values > start], values[values < start].flip(0)]

@@ -24,7 +24,7 @@ from laplace_fiber import (
 from laplace_fiber.comparison.task import Task
 from laplace_fiber.data import TrainingData
 from laplace_fiber.engines import CACHED_ELEMENTS, output_elements, several_cost_little
-from laplace_fiber.tuning import spaced
+from laplace_fiber.tuning import search_prior_precision, spaced
 
 TAU = 0.6
 
@@ -275,6 +275,50 @@ def test_a_grid_search_warns_of_the_chosen_walk_alone(largest):
     assert (float(la.prior_precision) == pytest.approx(10**largest)) == (largest == -0.5)
     assert {str(w.message) for w in said if w.category is UserWarning} == set(la.report.warnings)
     assert la.report.warnings
+
+
+class Refitted(FiberLaplace):
+    """Stands for a posterior that is fitted anew for each prior precision; its loss is lowest at 10^best."""
+
+    refits_candidates = True
+    prior_precision = None
+
+    def __init__(self, best, start=1.0, broken_below=0.0):
+        self.best, self.broken_below = best, broken_below
+        self.prior_precision, self.tried = torch.tensor([start]), []
+
+    def distinct_prior_precisions(self, grid):
+        return grid
+
+    def follow_prior_precision(self):
+        self.tried.append(float(self.prior_precision))
+
+    def loss(self):
+        tau = float(self.prior_precision)
+        return math.inf if tau < self.broken_below else abs(math.log10(tau) - self.best)
+
+
+@pytest.mark.parametrize(
+    ("best", "tried"),
+    [
+        (0.2, [10**0.5, 10, 10**-0.5, 0.1]),  # 1 itself
+        (1.9, [10**0.5, 10, 10**1.5, 100, 10**2.5, 1000, 10**-0.5, 0.1]),
+        (-0.6, [10**0.5, 10, 10**-0.5, 0.1, 10**-1.5]),
+        (3.9, [10 ** (i / 2) for i in range(1, 9)] + [10**-0.5, 0.1]),  # to the end of the grid
+    ],
+)
+def test_a_grid_search_that_costs_fits_goes_outwards_until_it_gets_worse(best, tried):
+    posterior = Refitted(best)
+    search_prior_precision(posterior, torch.logspace(-4, 4, 17), posterior.loss)
+    assert posterior.tried == pytest.approx(tried)
+    assert float(posterior.prior_precision) == pytest.approx(10 ** (round(2 * best) / 2))
+
+
+def test_a_grid_search_goes_on_where_no_loss_is_finite_yet():
+    posterior = Refitted(3.0, start=3e-5, broken_below=0.99)
+    search_prior_precision(posterior, torch.logspace(-4, 4, 9), posterior.loss)
+    assert posterior.tried == pytest.approx([10.0**i for i in range(-4, 5)])
+    assert float(posterior.prior_precision) == pytest.approx(1000)
 
 
 def test_grids_are_thinned_from_their_first_value_on():

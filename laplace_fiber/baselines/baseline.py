@@ -187,6 +187,11 @@ class Baseline(SampledPosterior, Generic[SettingsType, Fit]):
         self._forget_predictions()
         self._fitted = self._completed(fitted, anew=True)
 
+    @property
+    def refits_candidates(self) -> bool:
+        """Always."""
+        return True
+
     def follow_prior_precision(self) -> None:
         """Fit anew for the present prior precision.
 
