@@ -69,6 +69,8 @@ def _is_without_form(func: Callable[..., Any], args: Sequence[Any], kwargs: dict
     """Whether it is called in a way that has no plain form here."""
     if func is functional.embedding_bag:
         return args[0].ndim != 2 or any(kwargs[name] is not None for name in ("offsets", "max_norm", "padding_idx"))
+    if func in _CELLS:
+        return bool(kwargs)
     # Batch sizes of packed sequences come before the state.
     return func in _LAYERS and isinstance(args[1], Tensor) and not args[1].is_floating_point()
 
@@ -115,7 +117,7 @@ Step: TypeAlias = Callable[[Tensor, State, _Weights], State]
 def _cell(step: Step, x: Float[Tensor, "b f"], state: Tensor | State, *tensors: Tensor | None) -> Tensor | State:
     """What the library's function of the same arguments returns: the next state."""
     given = [t for t in tensors if t is not None]
-    weights = _Weights(iter(given), has_biases=len(given) > len(("ih", "hh")), projected=False)
+    weights = _Weights(iter(given), has_biases=tensors[-1] is not None, projected=False)
     inputs = functional.linear(x, weights.ih, weights.bias_ih)
     after = step(inputs, state if isinstance(state, tuple) else (state,), weights)
     return after if isinstance(state, tuple) else after[0]
