@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from laplace_fiber.balance import balance
@@ -25,6 +25,11 @@ SATURATED = 0.9
 
 AT_MINIMUM = 0.1
 """Imbalance of data and prior gradient up to which weights count as a minimum of J."""
+
+
+FAR_ABOVE, NATS_ABOVE = 3.0, 10.0
+"""An excess of more than so many times the expected one, and so many nats, is that of a particle that refinement has
+not brought back."""
 
 
 @dataclass(frozen=True)
@@ -53,6 +58,10 @@ class TypicalSet:
         dimension = effective_dimension(joint, centre, data, seed)
         data.restart()
         return TypicalSet(centre, dimension, balance(joint, centre, batch).imbalance if data.full else math.nan)
+
+    def is_back(self, excess: Float[Tensor, " n"], progress: float) -> Bool[Tensor, " n"]:
+        """Which particles have come back to about the loss of samples, after a share of the walk."""
+        return excess <= FAR_ABOVE * 0.5 * self.dimension.at(progress) + NATS_ABOVE
 
     def arrival(self, joint: LogJoint, excess: float, error: float, distance: float, moved: bool) -> Arrival:
         """How particles with this mean excess (and its error) and distance have arrived."""

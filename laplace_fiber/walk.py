@@ -19,6 +19,7 @@ from laplace_fiber.data import Batch, TrainingData
 from laplace_fiber.descent import Counts, Descent, Level
 from laplace_fiber.distributed import Ranks, on_same_terms
 from laplace_fiber.draws import normal
+from laplace_fiber.drifts import drift_and_refine
 from laplace_fiber.gradients import RECORD_AFTER, evaluation_group
 from laplace_fiber.log_joint import LogJoint
 from laplace_fiber.quasi_newton import memory_to_keep
@@ -43,7 +44,7 @@ WORTH_COMPILING = 600.0
 IMMATERIAL = ("chunk_size", "compile", "basis", "checkpoint", "distributed")
 """Settings that change no result beyond rounding: a checkpoint may be resumed under others."""
 
-COLUMNS = ("theta", "value", "eta", "lost_at")
+COLUMNS = ("theta", "value", "eta", "lost_at", "share")
 """What a checkpoint holds of each particle."""
 
 
@@ -82,7 +83,7 @@ class Walk:
         self.drift = settings.directions(precision, self.own).mul_(self.reach / settings.n_steps)
         own = len(self.drift)
         self.theta, self.value = origin.repeat(own, 1), value.repeat(own)
-        self.eta = origin.new_full((own,), eta)
+        self.eta, self.share = origin.new_full((own,), eta), origin.new_ones(own)
         self.lost_at = torch.full((own,), settings.n_steps + 1, device=origin.device)
         self.thermal = exact_moves(settings.thermal, settings.refinement, data)
         n_states = settings.n_steps + (self.thermal.n_kept - 1 if self.thermal else 0)
@@ -108,7 +109,7 @@ class Walk:
             "weights": on_same_terms(origin),
             "prior_precision": on_same_terms(joint.prior_precision),
             "loss": f"{float(value):.5g}",
-            "version": 6,  # of saved walks
+            "version": 7,  # of saved walks
         }
         self.ranks.check_same(**self.identity)
         self.group = settings.chunk_size or joint.chunk_size or 0
@@ -156,15 +157,7 @@ class Walk:
         if isinstance(self.descent, StochasticDescent):
             self._drift_among_batches(self.descent)
             return
-        level, progress = self.level(self.data.next_batch()), self.t / self.settings.n_steps
-        dimension = self.typical.dimension.at(progress) if self.typical else None
-        for rows in self.alive():
-            drifted = self.theta[rows].add_(self.drift[rows])
-            new = self.descent.refine(level, progress, drifted, self.eta[rows], self.normal[rows], dimension, rows)
-            kept = rows[new.finite]
-            self.theta[kept], self.value[kept] = new.theta[new.finite], new.value[new.finite]
-            self.eta[kept] = new.eta[new.finite]
-            self.lost_at[rows[~new.finite]] = self.t
+        drift_and_refine(self, self.descent)
 
     def _drift_among_batches(self, descent: StochasticDescent) -> None:
         if self.t == 1:
