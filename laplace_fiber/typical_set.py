@@ -63,8 +63,10 @@ class TypicalSet:
         """Which particles have come back to about the loss of samples, after a share of the walk."""
         return excess <= FAR_ABOVE * 0.5 * self.dimension.at(progress) + NATS_ABOVE
 
-    def arrival(self, joint: LogJoint, excess: float, error: float, distance: float, moved: bool) -> Arrival:
-        """How particles with this mean excess (and its error) and distance have arrived."""
+    def arrival(
+        self, joint: LogJoint, excess: float, error: float, distance: float, moved: bool, drift_share: float
+    ) -> Arrival:
+        """How particles with this mean excess (and its error), distance and share of drifts have arrived."""
         radius = float((1 / joint.prior_precision.expand(len(self.centre))).sum().sqrt())
         return Arrival(
             effective_dimension=self.dimension.total,
@@ -76,6 +78,7 @@ class TypicalSet:
             n_data=joint.n_data,
             n_params=len(self.centre),
             exact_moves=moved,
+            drift_share=drift_share,
         )
 
 
@@ -121,6 +124,9 @@ class Arrival:
         Size of the data and number of moving weights p.
     exact_moves
         Whether Hamiltonian moves ended the walk.
+    drift_share
+        Length of the last drifts over that of the first, mean over particles: below 1 where refinement did not come
+        back to low loss, and drifts were halved.
     """
 
     effective_dimension: float
@@ -132,6 +138,7 @@ class Arrival:
     n_data: int
     n_params: int
     exact_moves: bool
+    drift_share: float = 1.0
 
     @property
     def expected_excess(self) -> float:
@@ -175,8 +182,9 @@ class Arrival:
     def __str__(self) -> str:
         error = f" ± {self.excess_error:.2g}" if self.excess_error else ""
         moves = "" if self.exact_moves else "; no Hamiltonian moves"
+        cut = f"; drifts cut to {self.drift_share:.2g} of their length" if self.drift_share < 1 else ""
         return (
             f"effective parameters {self.effective_dimension:.3g}: training loss at the walk's end "
             f"{self.excess:.3g}{error} nats above the minimum of J, {self.expected_excess:.3g} expected; "
-            f"distance from it {self.distance:.3g}, {self.expected_distance:.3g} expected{moves}"
+            f"distance from it {self.distance:.3g}, {self.expected_distance:.3g} expected{moves}{cut}"
         )

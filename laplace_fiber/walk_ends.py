@@ -108,4 +108,5 @@ def arrival(walk: Walk, excess: float) -> Arrival | None:
     alive = walk.theta[walk.lost_at > walk.settings.n_steps]
     total, count = walk.ranks.sum(float((alive - walk.typical.centre).norm(dim=1).sum()), len(alive))
     error, moved = walk.settled[1] if walk.settled else 0.0, walk.thermal is not None
-    return walk.typical.arrival(walk.joint, excess, error, total / max(count, 1), moved)
+    shares = walk.ranks.sum(float(walk.share.sum()))[0] / walk.n_particles
+    return walk.typical.arrival(walk.joint, excess, error, total / max(count, 1), moved, shares)

@@ -20,6 +20,7 @@ from laplace_fiber import (
     Thermalisation,
     TrajectorySampler,
     UniformPosition,
+    typical_set,
     typical_set_walk,
 )
 from laplace_fiber.data import TrainingData
@@ -364,3 +365,62 @@ def test_the_report_compares_decoded_points_with_states_where_samples_lie():
     walk, decoded = ends.nll_walk[-1], ends.nll_decoded[-1]
     assert ends.decoded_gap == pytest.approx((decoded - walk) / walk)
     assert ends.predictive_gap != anywhere.predictive_gap
+
+
+def deep_regressor():
+    """A network whose outputs grow with a high power of its weights, under a wide prior."""
+    x = torch.linspace(-2, 2, 24, dtype=torch.float64)[:, None]
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        hidden = [layer for _ in range(4) for layer in (nn.Linear(16, 16), nn.ReLU())]
+        model = nn.Sequential(nn.Linear(1, 16), nn.ReLU(), *hidden, nn.Linear(16, 1)).double()
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
+    for _ in range(300):
+        optimizer.zero_grad()
+        (model(x) - x.sin()).square().mean().backward()
+        optimizer.step()
+    return model, loader(x, x.sin(), 24)
+
+
+@pytest.mark.parametrize("far_above", [typical_set.FAR_ABOVE, math.inf])
+def test_drifts_that_refinement_does_not_come_back_from_are_halved(far_above, monkeypatch):
+    monkeypatch.setattr(typical_set, "FAR_ABOVE", far_above)
+    model, data = deep_regressor()
+    sampler = typical_set_walk(n_particles=4, n_steps=4, thermal=None)
+    la = FiberLaplace(model, "regression", sigma_noise=0.1, prior_precision=1.0, sampler=sampler, autoencoder=FAST)
+    la.fit(data)
+    arrival = la.report.arrival
+    limit = typical_set.NATS_ABOVE + 3 * arrival.expected_excess
+    halved = far_above < math.inf
+    assert (arrival.excess <= limit) == halved
+    assert (arrival.drift_share < 1) == halved
+    assert ("drifts cut to" in str(la.report)) == halved
+
+
+def test_a_walk_with_halved_drifts_is_resumed_as_it_was(tmp_path):
+    model, data = deep_regressor()
+    joint, training = joint_of(model, data, "regression", 1.0, 0.1)
+    ends = []
+    for stop in (None, 2):
+        sampler = typical_set_walk(
+            n_particles=3, n_steps=4, thermal=None, checkpoint=Checkpoint(tmp_path / f"{stop}", 1)
+        )
+        with joint.network.evaluation():
+            if stop:
+                interrupted = Walk(sampler, joint, joint.network.theta(), training)
+                for _ in range(stop):
+                    interrupted.t += 1
+                    interrupted._drift()
+                    interrupted._keep()
+                    interrupted._save()
+                assert float(interrupted.share.min()) < 1
+            ends.append(sampler.walk(joint, joint.network.theta(), training).states[:, -1])
+    torch.testing.assert_close(ends[0], ends[1])
+
+
+def test_particles_that_come_back_keep_their_drifts():
+    model, data = classifier()
+    la = FiberLaplace(model, "classification", sampler=typical_set_walk(n_particles=6), autoencoder=FAST)
+    la.fit(data)
+    assert la.report.arrival.drift_share == 1
+    assert "drifts cut" not in str(la.report)
