@@ -399,7 +399,7 @@ def test_drifts_that_refinement_does_not_come_back_from_are_halved(far_above, mo
 
 def test_a_walk_with_halved_drifts_is_resumed_as_it_was(tmp_path):
     model, data = deep_regressor()
-    joint, training = joint_of(model, data, "regression", 1.0, 0.1)
+    joint, training = joint_of(model, data, "regression", 0.1, 0.1)
     ends = []
     for stop in (None, 2):
         sampler = typical_set_walk(
