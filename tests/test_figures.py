@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from matplotlib.figure import Figure
 
 from benchmarks import datasets, figures, models, pictures, style
 from benchmarks.collected import Collected
@@ -68,6 +69,20 @@ def test_failures_are_crosses_and_only_fits_have_a_time(results):
     assert list(line_named(loss_axis, "MAP").get_ydata()) == pytest.approx([2.01, 3.01, 4.01])
     crosses = [line for line in loss_axis.lines if line.get_marker() == "x"]
     assert [list(line.get_xdata()) for line in crosses] == [[4]]
+
+
+def test_losses_off_the_scale_are_triangles_at_its_edge():
+    figure = Figure()
+    axis = figure.subplots()
+    axis.plot([1, 2], [0.5, 0.6])
+    curves._leave_off_scale(axis, {"map": {1: 0.5, 2: 0.6}, "laplace": {1: 0.4, 2: 1e5}})
+    (triangle,) = [line for line in axis.lines if line.get_marker() == "^"]
+    assert list(triangle.get_xdata()) == [2]
+    low, high = axis.get_ylim()
+    assert low < 0.4
+    assert high == pytest.approx(1.2)
+    curves._leave_off_scale(axis, {"map": {1: 0.5}, "laplace": {1: 0.9}})
+    assert axis.get_ylim() == (low, high)  # nothing is off it
 
 
 def test_settings_of_the_walk_and_the_others_have_a_figure_each(results):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
+from statistics import mean
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -19,8 +20,8 @@ from laplace_fiber.plots.shifts import error_line
 LINES = ("map", *(m for m in paper.METHODS if m != "hmc"), "fiber_typical", "fiber_stochastic")
 """Methods with a line in Figures 6 and 7: more than the paper's would hide each other."""
 
-WIDE_RANGE = 10.0
-"""NLL above which an axis is logarithmic beyond 1."""
+OFF_SCALE = 2.0
+"""NLL of Figure 5 beyond so many times the trained network's, at its worst depth, is off the scale."""
 
 CORRUPTIONS_IN_A_ROW = 5
 CORRUPTED = (("cifar10-resnet18", "cifar10"), ("cifar10", "cifar10-small"))
@@ -64,16 +65,18 @@ def layers_of(record: Record) -> int:
 
 
 def _scaling(results: Collected) -> Figure:
-    """Log time and NLL against depth; a cross where a method failed."""
+    """Log time and NLL against depth; a cross where a method failed, a triangle where its NLL is off the scale."""
     records = results.all_of("scaling")
     figure = new_figure(9.5, 4.2)
     time_axis, loss_axis = figure.subplots(1, 2)
+    losses: dict[str, dict[int, float]] = {}
     for method in methods_of(records):
         mine = [r for r in records if r["method"] == method]
         done = [r for r in mine if r["status"] == "finished"]
         for axis, value in ((time_axis, log_seconds), (loss_axis, score_of)):
             if done and (points := grouped(done, layers_of, value)):
                 method_line(axis, method, points)
+        losses[method] = {layers: mean(v) for layers, v in grouped(done, layers_of, score_of).items()}
         failed = {layers_of(r) for r in mine} - {layers_of(r) for r in done}
         for axis in (time_axis, loss_axis):  # at the upper edge, in axes' coordinates
             for layers in sorted(failed):
@@ -84,10 +87,24 @@ def _scaling(results: Collected) -> Figure:
         axis.set_xlabel("hidden layers")
         axis.set_ylabel(name)
         axis.grid(color="0.92", lw=0.6)
-    if any((score_of(r) or 0.0) > WIDE_RANGE for r in records if r["status"] == "finished"):
-        loss_axis.set_yscale("symlog", linthresh=1.0)
+    _leave_off_scale(loss_axis, losses)
     legend_of(figure, (time_axis, loss_axis), 4)
     return figure
+
+
+def _leave_off_scale(axis: Axes, losses: Mapping[str, Mapping[int, float]]) -> None:
+    """End the axis where the methods' mean losses are no longer comparable; triangles stand for those beyond."""
+    if not losses.get("map"):
+        return
+    top = OFF_SCALE * max(losses["map"].values())
+    shown = [v for of_method in losses.values() for v in of_method.values() if v <= top]
+    if len(shown) == sum(map(len, losses.values())):
+        return
+    axis.set_ylim(min(shown) - 0.1 * (top - min(shown)), top)
+    for method, of_method in losses.items():
+        for layers, value in of_method.items():
+            if value > top:
+                axis.plot(layers, 0.97, "^", color=mark(method)["color"], ms=8, transform=axis.get_xaxis_transform())
 
 
 def log_seconds(record: Record) -> float | None:
@@ -228,7 +245,7 @@ PICTURES = (
         "scaling",
         "Time and NLL against depth",
         "Figure 5: seconds (base-10 logarithm) and NLL against the number of hidden layers of 64 units; crosses at the "
-        "upper edge: the method failed.",
+        "upper edge: the method failed; triangles there: its NLL is higher.",
         lambda results: bool(results.finished("scaling")),
         _scaling,
     ),
