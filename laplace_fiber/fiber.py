@@ -238,11 +238,6 @@ backend, backend_kwargs, asdl_fisher_kwargs
         """Where candidates have no share of the walk: if there is one drift, and the data are at hand."""
         return self._data is not None and self.fitted.has_one_state
 
-    def follow_prior_precision(self) -> None:
-        """Walk anew where a candidate has no share of the walk."""
-        if self.refits_candidates:
-            self.settle_prior_precision()
-
     def settle_prior_precision(self) -> None:
         """Walk again if the chosen precision asks for another walk and the training data are at hand."""
         tau, fitted = self.prior_precision_diag, self.fitted

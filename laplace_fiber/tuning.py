@@ -152,19 +152,16 @@ class TunablePosterior(FittedPosterior, ABC):
         if verbose:
             print(f"Optimized prior precision is {self.prior_precision}.")  # noqa: T201  (asked for)
 
-    def follow_prior_precision(self) -> None:
-        """Called when a candidate has been set: the place for work without which it would have no effect."""
-
-    def settle_prior_precision(self) -> None:
-        """Called when a prior precision has been chosen: the place for work that candidates are spared."""
-
     @property
     def refits_candidates(self) -> bool:
-        """Whether :meth:`follow_prior_precision` is a fit."""
+        """Whether a candidate has no effect until :meth:`settle_prior_precision` has fitted to it."""
         return False
 
+    def settle_prior_precision(self) -> None:
+        """Fit to the present prior precision, if it asks for that: when it has been chosen, or is such a candidate."""
+
     def distinct_prior_precisions(self, grid: Float[Tensor, " g"]) -> Float[Tensor, " h"]:
-        """The values of a grid that give different posteriors, those that need a new fit only if one follows."""
+        """The values of a grid that give different posteriors, those that need a new fit only if candidates get one."""
         return grid
 
     def _pred_type(self, asked: str | None) -> str:
@@ -203,25 +200,30 @@ def search_prior_precision(
     bar = tqdm(total=sum(map(len, directions)), desc="prior precision", disable=not progress_bar)
     try:
         for direction in directions:
-            least, worse = at_first, 0
+            found = [at_first]
             for candidate in direction:
                 posterior.prior_precision = candidate
-                with warnings.catch_warnings(record=True) as warned:
-                    posterior.follow_prior_precision()
-                value = evaluate()
-                if value < lowest:
-                    best, lowest = posterior.prior_precision, value
+                if refits:
+                    with warnings.catch_warnings(record=True) as warned:
+                        posterior.settle_prior_precision()
+                found.append(evaluate())
+                if found[-1] < lowest:
+                    best, lowest = posterior.prior_precision, found[-1]
                 bar.set_postfix(prior_precision=f"{float(best.mean()):.3g}", loss=f"{lowest:.4g}", refresh=False)
                 bar.update()
-                worse = 0 if value < least or math.isinf(least) else worse + 1
-                least = min(least, value)
-                if refits and worse == PATIENCE:
+                if refits and _gets_worse(found):
                     break
         if posterior.prior_precision is best:
             say_again(warned)
     finally:
         bar.close()
         posterior.prior_precision = best
+
+
+def _gets_worse(losses: Sequence[float]) -> bool:
+    """Whether the last ones are no better than an earlier one, which is finite."""
+    earlier = min(losses[:-PATIENCE], default=math.inf)
+    return math.isfinite(earlier) and min(losses[-PATIENCE:]) >= earlier
 
 
 def _outwards(values: Float[Tensor, " g"], start: float) -> list[Float[Tensor, " h"]]:

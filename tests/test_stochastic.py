@@ -291,7 +291,7 @@ class Refitted(FiberLaplace):
     def distinct_prior_precisions(self, grid):
         return grid
 
-    def follow_prior_precision(self):
+    def settle_prior_precision(self):
         self.tried.append(float(self.prior_precision))
 
     def loss(self):

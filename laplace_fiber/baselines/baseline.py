@@ -192,25 +192,22 @@ class Baseline(SampledPosterior, Generic[SettingsType, Fit]):
         """Always."""
         return True
 
-    def follow_prior_precision(self) -> None:
-        """Fit anew for the present prior precision.
+    def settle_prior_precision(self) -> None:
+        """Fit anew if the present prior precision is not the one fitted last.
 
         Raises
         ------
         RuntimeError
             The training data are not at hand, as after ``load_state_dict``.
         """
+        if not self._changes():
+            return
         if self._data is None:
             raise RuntimeError(
                 "optimize_prior_precision: expected the training data of a fit, got a loaded state; "
                 f"{type(self).__name__} is fitted for every value: call fit(train_loader) first."
             )
         self.fit(self._data.loader)
-
-    def settle_prior_precision(self) -> None:
-        """Fit anew if the chosen prior precision is not the one fitted last."""
-        if self._changes():
-            self.follow_prior_precision()
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that predictions need, as tensors, numbers, strings, and lists and dicts of them.
