@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import torch
 from jaxtyping import Int
 from torch import Tensor
 
 from laplace_fiber.descent import Descent
+from laplace_fiber.typical_set import is_back
 
 if TYPE_CHECKING:
     from laplace_fiber.walk import Walk
 
 HALVINGS = 6
-"""A drift to the typical set that refinement does not come back from is halved, so often at most."""
+"""Drifts that particles do not come back from are halved, so often at most."""
 
 
 def drift_and_refine(walk: Walk, descent: Descent) -> None:
@@ -21,29 +23,27 @@ def drift_and_refine(walk: Walk, descent: Descent) -> None:
 
     In a walk to the typical set, whose drifts are as long as the prior is wide, those that do not come back to about
     the expected loss start again from where they were: half as far, and so in all later drifts. After the last attempt
-    they stay there.
+    they stay there. Lost are those whose objective was not finite then.
     """
     level, progress = walk.level(walk.data.next_batch()), walk.t / walk.settings.n_steps
-    typical = walk.typical
-    dimension = typical.dimension.at(progress) if typical else None
+    dimension = walk.typical.dimension.at(progress) if walk.typical else None
 
     def moved(rows: Int[Tensor, " k"]) -> Int[Tensor, " l"]:
-        """Try once; the particles that are to try again."""
-        drifted = walk.theta[rows].add_(walk.share[rows, None] * walk.drift[rows])
+        """Try once; the particles that have not come back."""
+        drifted = walk.theta[rows].addcmul_(walk.share[rows, None], walk.drift[rows])
         new = descent.refine(level, progress, drifted, walk.eta[rows], walk.normal[rows], dimension, rows)
         back = new.finite
-        if typical:
-            back = back & typical.is_back(new.data_term - level.data_term, progress)
+        if dimension is not None:
+            back = back & is_back(new.data_term - level.data_term, dimension)
         kept = rows[back]
         walk.theta[kept], walk.value[kept], walk.eta[kept] = new.theta[back], new.value[back], new.eta[back]
+        walk.lost_at[rows] = torch.where(new.finite, walk.settings.n_steps + 1, walk.t)
         return rows[~back]
 
     for rows in walk.alive():
         missing = moved(rows)
-        for _ in range(HALVINGS if typical else 0):
+        for _ in range(HALVINGS if walk.typical else 0):
             if len(missing) == 0:
                 break
             walk.share[missing] /= 2
             missing = moved(missing)
-        if not typical:
-            walk.lost_at[missing] = walk.t

@@ -13,6 +13,7 @@ from torch.optim.lr_scheduler import CosineAnnealingLR
 
 from laplace_fiber.data import Batch, TrainingData
 from laplace_fiber.descent import Counts, finite_rows
+from laplace_fiber.drifts import HALVINGS
 from laplace_fiber.gradients import recorded_evaluation
 from laplace_fiber.log_joint import LogJoint
 from laplace_fiber.recording import Recorder
@@ -27,10 +28,10 @@ NEARLY_AS_FAR = 0.2
 """The largest rate is taken that recovers at most this much less than the best: in more steps than the trial's, larger
 rates end lower. Multilayer and small convolutional networks take the largest of all, a residual network the third."""
 
-RECOVERED, HALVINGS = 0.5, 6
-"""Drifts are halved, so often at most, until some rate recovers this share of what training has gained over weights of
-zero. From drifts of the usual length trials recover 0.7 and more; those of deep networks under a wide prior lose
-hundreds of times as much, and do not come back."""
+RECOVERED = 0.5
+"""Drifts are halved until some rate recovers this share of what training has gained over weights of zero. From drifts
+of the usual length trials recover 0.7 and more; those of deep networks under a wide prior lose hundreds of times as
+much, and do not come back."""
 
 NEAR_ZERO = 1e-3
 """Share of the trained weights that stands for weights of zero where a network has no outputs at these, as one that

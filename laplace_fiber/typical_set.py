@@ -59,10 +59,6 @@ class TypicalSet:
         data.restart()
         return TypicalSet(centre, dimension, balance(joint, centre, batch).imbalance if data.full else math.nan)
 
-    def is_back(self, excess: Float[Tensor, " n"], progress: float) -> Bool[Tensor, " n"]:
-        """Which particles have come back to about the loss of samples, after a share of the walk."""
-        return excess <= FAR_ABOVE * 0.5 * self.dimension.at(progress) + NATS_ABOVE
-
     def arrival(
         self, joint: LogJoint, excess: float, error: float, distance: float, moved: bool, drift_share: float
     ) -> Arrival:
@@ -80,6 +76,11 @@ class TypicalSet:
             exact_moves=moved,
             drift_share=drift_share,
         )
+
+
+def is_back(excess: Float[Tensor, " n"], dimension: float) -> Bool[Tensor, " n"]:
+    """Which particles have come back to about the loss of samples, for this effective number of parameters."""
+    return excess <= FAR_ABOVE * 0.5 * dimension + NATS_ABOVE
 
 
 def minimum_near(theta: Float[Tensor, " p"], joint: LogJoint, batch: Batch) -> Float[Tensor, " p"]:

@@ -106,7 +106,9 @@ def arrival(walk: Walk, excess: float) -> Arrival | None:
     if walk.typical is None:
         return None
     alive = walk.theta[walk.lost_at > walk.settings.n_steps]
-    total, count = walk.ranks.sum(float((alive - walk.typical.centre).norm(dim=1).sum()), len(alive))
+    distances = (alive - walk.typical.centre).norm(dim=1)
+    total, count, shares = walk.ranks.sum(float(distances.sum()), len(alive), float(walk.share.sum()))
     error, moved = walk.settled[1] if walk.settled else 0.0, walk.thermal is not None
-    shares = walk.ranks.sum(float(walk.share.sum()))[0] / walk.n_particles
-    return walk.typical.arrival(walk.joint, excess, error, total / max(count, 1), moved, shares)
+    return walk.typical.arrival(
+        walk.joint, excess, error, total / max(count, 1), moved, drift_share=shares / walk.n_particles
+    )

@@ -5,7 +5,7 @@ import torch
 from problems import PLAIN, classifier, flat_problem, joint_of, linear_regression, regressor
 from torch import nn
 
-from laplace_fiber import FixedRefinement, RefineToLevel, TrajectorySampler
+from laplace_fiber import FixedRefinement, RefineToLevel, TrajectorySampler, typical_set_walk
 from laplace_fiber.data import TrainingData
 from laplace_fiber.descent import Descent, Level
 from laplace_fiber.recording import Recorder
@@ -200,6 +200,18 @@ def test_lost_particles_stop_at_their_last_good_state():
     for i in lost.nonzero().flatten().tolist():
         t = int(walk.lost_at[i])
         assert torch.equal(walk.states[i, t:], walk.states[i, t - 1].expand(11 - t, 4))
+
+
+def test_particles_of_a_walk_to_the_typical_set_are_lost_where_no_shorter_drift_is_finite():
+    """Half of them go where the objective is not: others keep their drifts."""
+    model, data = explosive(0.0)
+    sampler = typical_set_walk(n_particles=8, n_steps=3, thermal=None)
+    joint, training = joint_of(model, data, "regression")
+    walk = walk_of(joint, training, sampler)
+    forwards = sampler.directions(torch.ones(4, dtype=torch.float64))[:, 0] > 0
+    assert 0 < int(forwards.sum()) < 8
+    assert (walk.lost_at == 1).tolist() == forwards.tolist()
+    assert bool((walk.states[forwards] == joint.network.theta()).all())
 
 
 def test_all_particles_lost_is_an_error():
