@@ -85,8 +85,10 @@ def image_choice(name: str) -> Choice:
     """What the choice of a method's settings may cost, and its minibatches."""
     if name.startswith("fiber_stochastic"):
         return Choice(BUDGET, STOCHASTIC_BATCH, STOCHASTIC_PRECISIONS)
+    if name.startswith("fiber_typical"):
+        return Choice(BUDGET, WALK_BATCH, TYPICAL_PRECISIONS)
     if name.startswith("fiber"):
-        return Choice(BUDGET, WALK_BATCH, TYPICAL_PRECISIONS if name.startswith("fiber_typical") else WALK_PRECISIONS)
+        return Choice(BUDGET, WALK_BATCH, WALK_PRECISIONS)
     return Choice(BUDGET, BATCH)
 
 

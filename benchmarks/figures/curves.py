@@ -78,9 +78,9 @@ def _scaling(results: Collected) -> Figure:
                 method_line(axis, method, points)
         losses[method] = {layers: mean(v) for layers, v in grouped(done, layers_of, score_of).items()}
         failed = {layers_of(r) for r in mine} - {layers_of(r) for r in done}
-        for axis in (time_axis, loss_axis):  # at the upper edge, in axes' coordinates
+        for axis in (time_axis, loss_axis):
             for layers in sorted(failed):
-                axis.plot(layers, 0.97, "x", color=mark(method)["color"], ms=8, transform=axis.get_xaxis_transform())
+                _at_edge(axis, layers, method, "x")
     depths = sorted({layers_of(r) for r in records})
     for axis, name in ((time_axis, "log₁₀ seconds of fit and prediction"), (loss_axis, "NLL")):
         axis.set_xticks(depths)
@@ -104,7 +104,12 @@ def _leave_off_scale(axis: Axes, losses: Mapping[str, Mapping[int, float]]) -> N
     for method, of_method in losses.items():
         for layers, value in of_method.items():
             if value > top:
-                axis.plot(layers, 0.97, "^", color=mark(method)["color"], ms=8, transform=axis.get_xaxis_transform())
+                _at_edge(axis, layers, method, "^")
+
+
+def _at_edge(axis: Axes, layers: int, method: str, sign: str) -> None:
+    """A sign at the upper edge, in axes' coordinates."""
+    axis.plot(layers, 0.97, sign, color=mark(method)["color"], ms=8, transform=axis.get_xaxis_transform())
 
 
 def log_seconds(record: Record) -> float | None:
