@@ -9,7 +9,6 @@ from jaxtyping import Int
 from torch import Tensor
 
 from laplace_fiber.descent import Descent
-from laplace_fiber.typical_set import is_back
 
 if TYPE_CHECKING:
     from laplace_fiber.walk import Walk
@@ -21,9 +20,9 @@ HALVINGS = 6
 def drift_and_refine(walk: Walk, descent: Descent) -> None:
     """Move all particles that are not lost on to the next batch's low loss.
 
-    In a walk to the typical set, whose drifts are as long as the prior is wide, those that do not come back to about
-    the expected loss start again from where they were: half as far, and so in all later drifts. After the last attempt
-    they stay there. Lost are those whose objective was not finite then.
+    In a walk to the typical set, whose drifts are as long as the prior is wide, those that do not come back to their
+    level start again from where they were: half as far, and so in all later drifts. After the last attempt they stay
+    there. Lost are those whose objective was not finite then.
     """
     level, progress = walk.level(walk.data.next_batch()), walk.t / walk.settings.n_steps
     dimension = walk.typical.dimension.at(progress) if walk.typical else None
@@ -34,7 +33,8 @@ def drift_and_refine(walk: Walk, descent: Descent) -> None:
         new = descent.refine(level, progress, drifted, walk.eta[rows], walk.normal[rows], dimension, rows)
         back = new.finite
         if dimension is not None:
-            back = back & is_back(new.data_term - level.data_term, dimension)
+            steps = descent.refinement.max_steps
+            back = back & ~descent.wants_more(level, progress, new, walk.normal[rows], dimension, steps)
         kept = rows[back]
         walk.theta[kept], walk.value[kept], walk.eta[kept] = new.theta[back], new.value[back], new.eta[back]
         walk.lost_at[rows] = torch.where(new.finite, walk.settings.n_steps + 1, walk.t)

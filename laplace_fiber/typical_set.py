@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor
 
 from laplace_fiber.balance import balance
@@ -25,11 +25,6 @@ SATURATED = 0.9
 
 AT_MINIMUM = 0.1
 """Imbalance of data and prior gradient up to which weights count as a minimum of J."""
-
-
-FAR_ABOVE, NATS_ABOVE = 3.0, 10.0
-"""An excess of more than so many times the expected one, and so many nats, is that of a particle that refinement has
-not brought back."""
 
 
 @dataclass(frozen=True)
@@ -76,11 +71,6 @@ class TypicalSet:
             exact_moves=moved,
             drift_share=drift_share,
         )
-
-
-def is_back(excess: Float[Tensor, " n"], dimension: float) -> Bool[Tensor, " n"]:
-    """Which particles have come back to about the loss of samples, for this effective number of parameters."""
-    return excess <= FAR_ABOVE * 0.5 * dimension + NATS_ABOVE
 
 
 def minimum_near(theta: Float[Tensor, " p"], joint: LogJoint, batch: Batch) -> Float[Tensor, " p"]:
