@@ -120,7 +120,9 @@ class Descent:
         memory, own = self._memory_of(theta, rows)
         parities = [torch.tensor(short, device=theta.device) for short in (True, False)]
         for step in range(self.refinement.max_steps):
-            active = now.finite & self.wants_more(level, progress, now, normal, effective_dimension, step)
+            excess = now.data_term - level.data_term
+            at = Refining(step, excess, progress, self.joint.n_data, theta.shape[1], normal, effective_dimension)
+            active = now.finite & self.refinement.wants_more(at)
             n_active = int(active.sum())
             if n_active == 0:
                 break
@@ -129,20 +131,6 @@ class Descent:
             else:
                 now = self._stepped(level.batch, now, active, n_active, parities[step % 2])
         return now
-
-    def wants_more(
-        self,
-        level: Level,
-        progress: float,
-        now: Particles,
-        normal: Float[Tensor, " n"] | float,
-        effective_dimension: float | None,
-        step: int,
-    ) -> Bool[Tensor, " n"]:
-        """Which particles the refinement asks for another step, after ``step`` of them."""
-        excess, (_, n_params) = now.data_term - level.data_term, now.theta.shape
-        at = Refining(step, excess, progress, self.joint.n_data, n_params, normal, effective_dimension)
-        return self.refinement.wants_more(at)
 
     def _memory_of(self, theta: Tensor, rows: Tensor | None) -> tuple[CurvatureMemory | None, Tensor]:
         """What quasi-Newton steps know, and where these particles stand in it."""

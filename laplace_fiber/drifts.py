@@ -20,9 +20,9 @@ HALVINGS = 6
 def drift_and_refine(walk: Walk, descent: Descent) -> None:
     """Move all particles that are not lost on to the next batch's low loss.
 
-    In a walk to the typical set, whose drifts are as long as the prior is wide, those that do not come back to their
-    level start again from where they were: half as far, and so in all later drifts. After the last attempt they stay
-    there. Lost are those whose objective was not finite then.
+    In a walk to the typical set, whose drifts are as long as the prior is wide, those that do not come back start again
+    from where they were: half as far, and so in all later drifts. After the last attempt they stay there. Lost are those
+    whose objective was not finite then.
     """
     level, progress = walk.level(walk.data.next_batch()), walk.t / walk.settings.n_steps
     dimension = walk.typical.dimension.at(progress) if walk.typical else None
@@ -32,9 +32,8 @@ def drift_and_refine(walk: Walk, descent: Descent) -> None:
         drifted = walk.theta[rows].addcmul_(walk.share[rows, None], walk.drift[rows])
         new = descent.refine(level, progress, drifted, walk.eta[rows], walk.normal[rows], dimension, rows)
         back = new.finite
-        if dimension is not None:
-            steps = descent.refinement.max_steps
-            back = back & ~descent.wants_more(level, progress, new, walk.normal[rows], dimension, steps)
+        if walk.typical:
+            back = back & walk.typical.is_back(new.data_term - level.data_term, walk.normal[rows])
         kept = rows[back]
         walk.theta[kept], walk.value[kept], walk.eta[kept] = new.theta[back], new.value[back], new.eta[back]
         walk.lost_at[rows] = torch.where(new.finite, walk.settings.n_steps + 1, walk.t)

@@ -7,24 +7,27 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from laplace_fiber.balance import balance
 from laplace_fiber.data import Batch, TrainingData
 from laplace_fiber.effective_dimension import EffectiveDimension, effective_dimension
 from laplace_fiber.log_joint import LogJoint
+from laplace_fiber.refinement import RefineToTypicalSet
 
 CENTRING_STEPS, MEMORY, FLAT = 300, 20, 1e-7
 """Gradients on the way from the trained weights to the minimum of J that excess is counted from, those that L-BFGS
 remembers, and the largest entry of ∇J/n_data that ends it."""
-
 
 SATURATED = 0.9
 """Share of data points, or of weights, above which the effective number of parameters counts as nearly all of them."""
 
 AT_MINIMUM = 0.1
 """Imbalance of data and prior gradient up to which weights count as a minimum of J."""
+
+TOLERANCE = 0.1
+"""A particle that is above the level that it is to end at by no more than this share has come back from a drift."""
 
 
 @dataclass(frozen=True)
@@ -53,6 +56,13 @@ class TypicalSet:
         dimension = effective_dimension(joint, centre, data, seed)
         data.restart()
         return TypicalSet(centre, dimension, balance(joint, centre, batch).imbalance if data.full else math.nan)
+
+    def is_back(self, excess: Float[Tensor, " n"], normal: Float[Tensor, " n"]) -> Bool[Tensor, " n"]:
+        """Which particles refinement has brought back from a drift, to about the levels they are to end at.
+
+        Not to those of the walk so far: these rise from zero, and the first ones may be out of reach without any harm.
+        """
+        return excess <= (1 + TOLERANCE) * RefineToTypicalSet.level(self.dimension.total, normal)
 
     def arrival(
         self, joint: LogJoint, excess: float, error: float, distance: float, moved: bool, drift_share: float
