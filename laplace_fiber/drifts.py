@@ -21,8 +21,8 @@ def drift_and_refine(walk: Walk, descent: Descent) -> None:
     """Move all particles that are not lost on to the next batch's low loss.
 
     In a walk to the typical set, whose drifts are as long as the prior is wide, those that do not come back start again
-    from where they were: half as far, and so in all later drifts. After the last attempt they stay there. Lost are those
-    whose objective was not finite then.
+    from where they were: half as far, and so in all later drifts. After the last attempt they stay there. Lost are
+    those whose objective was not finite then.
     """
     level, progress = walk.level(walk.data.next_batch()), walk.t / walk.settings.n_steps
     dimension = walk.typical.dimension.at(progress) if walk.typical else None
