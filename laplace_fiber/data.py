@@ -202,7 +202,8 @@ def pairs(
     Raises
     ------
     ValueError
-        A batch is neither a pair (x, y) nor a mapping that holds ``dict_key_y`` (then also a ``KeyError``).
+        A batch is neither a pair (x, y) nor a mapping that holds ``dict_key_y`` (then also a ``KeyError``), or its
+        targets are not a tensor.
     """
     for batch in batches:
         if isinstance(batch, MutableMapping):
@@ -210,14 +211,18 @@ def pairs(
                 raise MissingTargetsError(
                     f"{name}: expected targets under {dict_key_y!r}, got the keys {sorted(batch)}; set dict_key_y."
                 )
-            inputs = moved(batch, device)
-            yield inputs, inputs[dict_key_y]
+            x, y = batch, batch[dict_key_y]
         elif isinstance(batch, (tuple, list)) and len(batch) == 2:
-            yield moved(batch[0], device), batch[1].to(device)
+            x, y = batch
         else:
             length = f" of length {len(batch)}" if isinstance(batch, (tuple, list)) else ""
             what = type(batch).__name__ + length
             raise ValueError(f"{name}: expected batches (x, y) or dicts, got a {what}; wrap the data set.")
+        if not isinstance(y, Tensor):
+            raise ValueError(
+                f"{name}: expected targets in a tensor, got a {type(y).__name__}; convert them (torch.as_tensor)."
+            )
+        yield moved(x, device), y.to(device)
 
 
 def moved(value: Any, device: torch.device) -> Any:

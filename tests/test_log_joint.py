@@ -97,6 +97,8 @@ def test_loaders():
         TrainingData(torch.utils.data.DataLoader([]), device)
     with pytest.raises(ValueError, match=r"expected batches \(x, y\) or dicts, got a tuple of length 3"):
         TrainingData([(torch.ones(1),) * 3], device)
+    with pytest.raises(ValueError, match="expected targets in a tensor, got a ndarray; convert them"):
+        TrainingData([(torch.ones(1, 1).numpy(), torch.ones(1).numpy())], device)
     with pytest.raises(ValueError, match=r"expected targets under 'labels', got the keys \['x', 'y'\]; set dict_key_y"):
         TrainingData([{"x": torch.ones(1), "y": torch.ones(1)}], device)
     with pytest.raises(KeyError):
