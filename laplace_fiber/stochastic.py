@@ -21,8 +21,9 @@ from laplace_fiber.recording import Recorder
 RELATIVE_RATES, LEAST_RATE = (0.1, 0.03, 0.01, 0.003), 1e-5
 """Learning rates to try, as shares of the root mean square of the trained weights, and the least of them all."""
 
-TRIAL_STEPS, JUDGED_STEPS = 100, 20
-"""Of each learning rate, and the last of them, whose loss decides."""
+TRIAL_STEPS, FIFTH = 100, 5
+"""Of each learning rate. Where no rate comes back in so few, which small batches make likely, further trials have a
+fifth of the walk's own steps, if that is more. The last fifth of a trial decides by its loss."""
 
 NEARLY_AS_FAR = 0.2
 """The largest rate is taken that recovers at most this much less than the best: in more steps than the trial's, larger
@@ -56,7 +57,8 @@ class StochasticRefinement:
     learning_rate
         At the beginning of each. ``None`` tries a tenth, 0.03, 0.01 and 0.003 of the root mean square of the trained
         weights for a hundred steps after the first drift, and takes the largest by which the loss falls about as far as
-        by any. If none recovers half of what training has gained, all drifts are halved, and the rates tried again.
+        by any. If none recovers half of what training has gained, all drifts are halved, and the rates tried again for
+        longer.
     """
 
     epochs: float = 25.0
@@ -116,28 +118,34 @@ class StochasticDescent:
         """The learning rate to take after drifts from the trained weights like this one, and their share to go."""
         if len(self.rates) == 1:
             return self.rates[0], 1.0
+        n_steps = min(TRIAL_STEPS, self.n_steps)
         for halvings in range(HALVINGS + 1):
             share = 0.5**halvings
-            recovered = self._recovered(origin, share * drift, next_batch, group)
+            recovered = self._recovered(origin, share * drift, next_batch, group, n_steps)
             if max(recovered) >= RECOVERED:
                 break
+            n_steps = max(n_steps, self.n_steps // FIFTH)
         enough = max(recovered) - NEARLY_AS_FAR
         return next(rate for rate, own in zip(self.rates, recovered, strict=True) if own >= enough), share
 
     def _recovered(
-        self, origin: Float[Tensor, " p"], drift: Float[Tensor, " p"], next_batch: Callable[[], Batch], group: int
+        self,
+        origin: Float[Tensor, " p"],
+        drift: Float[Tensor, " p"],
+        next_batch: Callable[[], Batch],
+        group: int,
+        n_steps: int,
     ) -> list[float]:
-        """By each rate after this drift: 1 for the loss of the trained weights, 0 for that of weights of zero."""
+        """By so many steps of each rate: 1 for the loss of the trained weights, 0 for that of weights of zero."""
         theta = (origin + drift).repeat(len(self.rates), 1)
         known = torch.stack([origin, torch.zeros_like(origin), NEAR_ZERO * origin])
         value, ends, bounds = theta.new_zeros(len(theta)), theta.new_zeros(len(theta)), theta.new_zeros(len(known))
-        n_steps = min(TRIAL_STEPS, self.n_steps)
         for step in self._steps(theta, self.rates, n_steps):
             batch = next_batch()
             for rows in torch.arange(len(theta), device=theta.device).split(group):
                 finite = self.look(rows, theta, value, batch)
                 value[rows[~finite]] = math.inf
-            if step >= n_steps - JUDGED_STEPS:
+            if step >= n_steps - max(n_steps // FIFTH, 1):
                 ends += value * self.joint.n_data - self.joint.prior_energy(theta)
                 bounds += self.joint.data_term(known, batch)
         trained, *of_none = bounds.tolist()

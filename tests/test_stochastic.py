@@ -24,6 +24,7 @@ from laplace_fiber import (
 from laplace_fiber.comparison.task import Task
 from laplace_fiber.data import TrainingData
 from laplace_fiber.engines import CACHED_ELEMENTS, output_elements, several_cost_little
+from laplace_fiber.stochastic import StochasticDescent
 from laplace_fiber.tuning import search_prior_precision, spaced
 
 TAU = 0.6
@@ -362,7 +363,7 @@ def test_the_largest_learning_rate_that_comes_about_as_far_as_any_is_taken(radiu
     for weights in (theta, torch.zeros_like(theta)):
         own = copy.deepcopy(model)
         nn.utils.vector_to_parameters(weights, own.parameters())
-        bounds.append(sum(nn.functional.cross_entropy(own(x), y).item() for x, y in batches[10:]))  # the last 20
+        bounds.append(sum(nn.functional.cross_entropy(own(x), y).item() for x, y in batches[24:]))  # the last fifth
     for rate in rule.rates_for(theta):
         own = copy.deepcopy(model)
         nn.utils.vector_to_parameters(theta + drift, own.parameters())
@@ -375,7 +376,7 @@ def test_the_largest_learning_rate_that_comes_about_as_far_as_any_is_taken(radiu
             loss = nn.functional.cross_entropy(own(x), y)
             (loss + prior / 40).backward()
             optimizer.step()
-            losses[rate] += float(loss.detach()) * (k >= 10)
+            losses[rate] += float(loss.detach()) * (k >= 24)
     recovered = {rate: (bounds[1] - loss) / (bounds[1] - bounds[0]) for rate, loss in losses.items()}
     enough = [rate for rate, share in recovered.items() if share >= max(recovered.values()) - 0.2]
     assert walk.step_sizes.tolist() == pytest.approx([max(enough)] * 3)
@@ -404,6 +405,23 @@ def test_drifts_are_halved_until_a_trial_comes_back():
     again = FiberLaplace(model, "classification", prior_precision=1e-5, sampler=sampler, autoencoder=FAST)
     again.fit(data)
     assert again.report.reach == pytest.approx(reach["found"])
+
+
+def test_trials_are_longer_once_a_short_one_has_not_come_back(monkeypatch):
+    tried = []
+
+    def recovered(self, origin, drift, next_batch, group, n_steps):
+        tried.append((n_steps, float(drift.norm())))
+        return [0.45, 0.2, 0.1, 0.0] if len(tried) < 3 else [0.3, 0.55, 0.6, 0.2]
+
+    monkeypatch.setattr(StochasticDescent, "_recovered", recovered)
+    model, data = classifier()
+    rule = StochasticRefinement(epochs=1.0, min_steps=750, max_steps=750)
+    walk, _ = walked(model, data, stochastic_walk(n_particles=2, refinement=rule))
+    assert [n_steps for n_steps, _ in tried] == [100, 150, 150]
+    assert [length / tried[0][1] for _, length in tried] == pytest.approx([1, 0.5, 0.25])
+    theta = nn.utils.parameters_to_vector(model.parameters()).detach()
+    assert walk.step_sizes.tolist() == pytest.approx([rule.rates_for(theta)[1]] * 2)
 
 
 def test_a_trial_needs_no_outputs_at_weights_of_zero():
