@@ -25,6 +25,9 @@ TRIAL_STEPS, FIFTH = 100, 5
 """Of each learning rate. Where no rate comes back in so few, which small batches make likely, further trials have a
 fifth of the walk's own steps, if that is more. The last fifth of a trial decides by its loss."""
 
+MOST_STEPS, FULL_BATCH = 2000, 64
+"""Steps after a drift at most, on batches of so many points or more; smaller ones have more, for as many points."""
+
 NEARLY_AS_FAR = 0.2
 """The largest rate is taken that recovers at most this much less than the best: in more steps than the trial's, larger
 rates end lower. Multilayer and small convolutional networks take the largest of all, a residual network the third."""
@@ -54,6 +57,7 @@ class StochasticRefinement:
     ----------
     epochs, min_steps, max_steps
         Passes over the data after each drift, and the least and largest number of steps that they shall amount to.
+        ``None`` takes at most 2000, or on batches of fewer than 64 points as many steps as see 128,000.
     learning_rate
         At the beginning of each. ``None`` tries a tenth, 0.03, 0.01 and 0.003 of the root mean square of the trained
         weights for a hundred steps after the first drift, and takes the largest by which the loss falls about as far as
@@ -63,7 +67,7 @@ class StochasticRefinement:
 
     epochs: float = 25.0
     min_steps: int = 500
-    max_steps: int = 2000
+    max_steps: int | None = None
     learning_rate: float | None = None
 
     def __post_init__(self) -> None:
@@ -71,13 +75,14 @@ class StochasticRefinement:
             value = getattr(self, name)
             if value is not None and not (value > 0 and math.isfinite(value)):
                 raise ValueError(f"{name}: expected a positive number, got {value}.")
-        if self.max_steps < self.min_steps:
+        if self.max_steps is not None and self.max_steps < self.min_steps:
             raise ValueError(f"max_steps: expected at least min_steps ({self.min_steps}), got {self.max_steps}.")
 
     def n_steps(self, data: TrainingData) -> int:
         """Steps after each drift."""
-        batches = 1 if data.full else math.ceil(data.n_data / len(data.first[1]))
-        return min(max(math.ceil(self.epochs * batches), self.min_steps), self.max_steps)
+        batch_size = data.n_data if data.full else len(data.first[1])
+        most = self.max_steps or math.ceil(MOST_STEPS * max(FULL_BATCH / batch_size, 1))
+        return max(min(math.ceil(self.epochs * math.ceil(data.n_data / batch_size)), most), self.min_steps)
 
     def rates_for(self, origin: Float[Tensor, " p"]) -> list[float]:
         """The first learning rates to choose from for a network with these trained weights."""

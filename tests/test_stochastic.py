@@ -340,6 +340,10 @@ def test_steps_and_learning_rate_follow_data_and_weights():
     assert rule.n_steps(batches) == 16
     assert rule.n_steps(TrainingData(data, torch.device("cpu"), "full")) == 4
     assert StochasticRefinement(epochs=9.0, min_steps=4, max_steps=11).n_steps(batches) == 11
+    long = StochasticRefinement(epochs=1e6)
+    assert long.n_steps(batches) * 5 == 2000 * 64
+    many = DataLoader(TensorDataset(torch.randn(160, 2), torch.zeros(160)), batch_size=80)
+    assert long.n_steps(TrainingData(many, torch.device("cpu"), "loader")) == 2000
     theta = nn.utils.parameters_to_vector(model.parameters()).detach()
     shares = [rate * len(theta) ** 0.5 / float(theta.norm()) for rate in rule.rates_for(theta)]
     assert shares == pytest.approx([0.1, 0.03, 0.01, 0.003])
