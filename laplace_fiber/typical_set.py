@@ -165,9 +165,11 @@ class Arrival:
                 "Gaussian posterior (Laplace) serves as well."
             )
         if self.excess - 2 * self.excess_error > 2 * max(self.expected_excess, 1.0):
+            on_batches = "take larger batches, or all data at once (batch='full')"
+            on_all = "allow more refinement steps or drifts, or more trajectories (thermal)"
             yield (
                 f"The walk ends {self.excess:.3g} nats above the minimum of J, where {self.expected_excess:.3g} are "
-                "expected: allow more refinement steps or drifts, or more trajectories (thermal)."
+                f"expected: {on_batches if self.excess_error else on_all}."
             )
         if self.excess + 2 * self.excess_error < 0.3 * self.expected_excess - 1.0:
             yield (

@@ -23,7 +23,6 @@ from laplace_fiber import (
     FiberLaplace,
     FixedRefinement,
     LatentAutoencoder,
-    RefineToTypicalSet,
     TrajectorySampler,
     plots,
     stochastic_walk,
@@ -112,12 +111,14 @@ def positive(y: Tensor) -> Tensor:
     return y - y.min() + 0.5
 
 
-def fit(targets: Tensor | None = None, model: nn.Module | None = None, **settings: Any) -> FiberLaplace:
+def fit(
+    targets: Tensor | None = None, model: nn.Module | None = None, batch_size: int = 200, **settings: Any
+) -> FiberLaplace:
     """A fit to Snelson's inputs with its or other targets."""
     x, y = snelson()
     y = y if targets is None else targets
     la = FiberLaplace(model or network(), "regression", sigma_noise=SIGMA, **settings)
-    la.fit(DataLoader(TensorDataset(x, y), batch_size=200))
+    la.fit(DataLoader(TensorDataset(x, y), batch_size=batch_size))
     return la
 
 
@@ -267,8 +268,8 @@ SIGNS = (
     Sign(
         "typical_set_missed",
         "nats above the minimum of J, where",
-        lambda: fit(sampler=typical_set_walk(n_particles=32, refinement=RefineToTypicalSet(2), thermal=None)),
-        lambda: fit(sampler=typical_set_walk(n_particles=32)),
+        lambda: fit(batch_size=20, sampler=typical_set_walk(n_particles=32, batch="loader")),
+        lambda: fit(batch_size=20, sampler=typical_set_walk(n_particles=32)),
         draw_functions,
     ),
     Sign(
