@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Iterable, Iterator, MutableMapping, Sequence
 from typing import Any, Literal, NamedTuple, TypeAlias
 
@@ -82,6 +83,16 @@ class TrainingData:
     def __getstate__(self) -> dict[str, Any]:
         # A running pass cannot be copied or pickled; the next walk starts a new one.
         return {**self.__dict__, "_stream": None, "_everything": None}
+
+    @property
+    def batch_size(self) -> int:
+        """Points that an evaluation sees: all, or as many as the loader's first batch has."""
+        return self.n_data if self.full else len(self.first[1])
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Evaluations in one pass over the data."""
+        return math.ceil(self.n_data / self.batch_size)
 
     def next_batch(self) -> Batch:
         """The whole data set, or the loader's next batch (starting over at its end)."""
@@ -211,9 +222,10 @@ def pairs(
                 raise MissingTargetsError(
                     f"{name}: expected targets under {dict_key_y!r}, got the keys {sorted(batch)}; set dict_key_y."
                 )
-            x, y = batch, batch[dict_key_y]
+            x = moved(batch, device)
+            y = x[dict_key_y]
         elif isinstance(batch, (tuple, list)) and len(batch) == 2:
-            x, y = batch
+            x, y = moved(batch[0], device), moved(batch[1], device)
         else:
             length = f" of length {len(batch)}" if isinstance(batch, (tuple, list)) else ""
             what = type(batch).__name__ + length
@@ -222,7 +234,7 @@ def pairs(
             raise ValueError(
                 f"{name}: expected targets in a tensor, got a {type(y).__name__}; convert them (torch.as_tensor)."
             )
-        yield moved(x, device), y.to(device)
+        yield x, y
 
 
 def moved(value: Any, device: torch.device) -> Any:

@@ -172,7 +172,7 @@ def report_on(
     """Measure a fit whose samples lie where ``law`` says. Call inside the network's evaluation mode."""
     states, origin, n_particles = walk.paths, walk.subspace.origin, len(walk.coordinates)
     # A tenth of what the walk has gone through, forwards and backwards, for each of the two measurements.
-    gone_through = walk.gradient_evaluations * n_particles * (data.n_data if data.full else len(data.first[1]))
+    gone_through = walk.gradient_evaluations * n_particles * data.batch_size
     batch = data.some(_between(FEWEST, 3 * gone_through / 10 / (2 * PARTICLES * len(POSITIONS)), POINTS))
     n, last = min(PARTICLES, len(states)), states.shape[1] - 1
     trajectory = torch.arange(n, device=states.device).repeat(len(POSITIONS))

@@ -34,8 +34,8 @@ rates end lower. Multilayer and small convolutional networks take the largest of
 
 RECOVERED = 0.5
 """Drifts are halved until some rate recovers this share of what training has gained over weights of zero. From drifts
-of the usual length trials recover 0.7 and more; those of deep networks under a wide prior lose hundreds of times as
-much, and do not come back."""
+of the usual length trials mostly recover 0.7 and more; those of deep networks under a wide prior lose hundreds of times
+as much, and do not come back."""
 
 NEAR_ZERO = 1e-3
 """Share of the trained weights that stands for weights of zero where a network has no outputs at these, as one that
@@ -80,9 +80,8 @@ class StochasticRefinement:
 
     def n_steps(self, data: TrainingData) -> int:
         """Steps after each drift."""
-        batch_size = data.n_data if data.full else len(data.first[1])
-        most = self.max_steps or math.ceil(MOST_STEPS * max(FULL_BATCH / batch_size, 1))
-        return max(min(math.ceil(self.epochs * math.ceil(data.n_data / batch_size)), most), self.min_steps)
+        most = self.max_steps or math.ceil(MOST_STEPS * max(FULL_BATCH / data.batch_size, 1))
+        return max(min(math.ceil(self.epochs * data.steps_per_epoch), most), self.min_steps)
 
     def rates_for(self, origin: Float[Tensor, " p"]) -> list[float]:
         """The first learning rates to choose from for a network with these trained weights."""

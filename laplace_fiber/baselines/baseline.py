@@ -84,11 +84,6 @@ class Problem:
         """``range(n)`` with a progress bar."""
         return tqdm(range(n), desc=description, disable=not self.progress_bar, leave=None)
 
-    @property
-    def steps_per_epoch(self) -> int:
-        """Batches in one pass over the data, by the size of the first one."""
-        return 1 if self.data.full else max(1, -(-self.data.n_data // len(self.data.first[1])))
-
 
 SettingsType = TypeVar("SettingsType", bound=Settings)
 Fit = TypeVar("Fit")

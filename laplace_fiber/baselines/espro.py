@@ -180,7 +180,7 @@ class _Growth:
         self.size = settings.relative_step / curvature if given is None else torch.full_like(curvature, given)
         self.weight = settings.volume_weight / problem.joint.n_data
         self.height = ((self.weight or 1 / problem.joint.n_data) / curvature).sqrt()
-        self.n_steps = max(settings.min_steps, settings.n_epochs * problem.steps_per_epoch)
+        self.n_steps = max(settings.min_steps, settings.n_epochs * problem.data.steps_per_epoch)
 
     def run(self) -> Float[Tensor, "m p"]:
         """The new vertices."""

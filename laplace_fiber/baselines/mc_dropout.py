@@ -115,7 +115,7 @@ class MCDropout(Baseline[DropoutSettings, DropoutFit]):
         chosen, joint, theta = self.settings, problem.joint, fitted.theta[None]
         batch = problem.data.next_batch()
         size = chosen.relative_step / sharpness(joint, problem.theta, batch, chosen.seed)
-        n_steps = max(chosen.min_steps, chosen.n_epochs * problem.steps_per_epoch)
+        n_steps = max(chosen.min_steps, chosen.n_epochs * problem.data.steps_per_epoch)
         velocity, bar = torch.zeros_like(theta), problem.steps(n_steps, "MCDropout")
         for t in bar:
             masks = Masks(_seeds(1, problem.generator)[0], shared=False)

@@ -43,7 +43,7 @@ class Minibatches:
         blocks = self.data.everything().blocks if self.data.full else []
         self.own = len(blocks) == 1 and isinstance(blocks[0][0], Tensor) and not self.full
         self.size = min(size or len(self.data.first[1]), self.data.n_data)
-        per_pass = self.data.n_data // self.size if self.own else len(blocks) or problem.steps_per_epoch
+        per_pass = self.data.n_data // self.size if self.own else len(blocks) or self.data.steps_per_epoch
         self.per_epoch = 1 if self.full else per_pass
         self._stream: Iterator[Stack | Batch] = self._endless()
 
