@@ -15,12 +15,17 @@ from laplace_fiber.gradients import recorded_evaluation
 from laplace_fiber.log_joint import WHOLE_ELEMENTS, Evaluation, LogJoint
 from laplace_fiber.quasi_newton import CurvatureMemory
 from laplace_fiber.recording import Function, Recorder
-from laplace_fiber.refinement import Refinement, Refining
+from laplace_fiber.refinement import LevelRefinement, Refinement, Refining
 
 DescentKind: TypeAlias = Literal["plain", "monotone", "spectral", "quasi-newton"]
 
 STEP_GROWTH = 1.1
 STEP_SHRINKAGE = {"monotone": 0.5, "spectral": 0.25}
+
+RETURNS, NEAR = 3, 0.1
+"""Points along a quasi-Newton step that are tried at most where it ends below the level that refinement ends at by more
+than this share of it. Curvature that was learnt before a drift makes some steps too long, and lower is not better: such
+particles sit where the training data are fitted too closely."""
 
 
 class Particles(NamedTuple):
@@ -35,6 +40,13 @@ class Particles(NamedTuple):
     eta: Float[Tensor, " n"]
     finite: Bool[Tensor, " n"]
     """Whether the objective has been finite so far."""
+
+
+class Side(NamedTuple):
+    """Ends of particles' steps on one side of a level, with their excess."""
+
+    theta: Float[Tensor, "k p"]
+    excess: Float[Tensor, " k"]
 
 
 @dataclass
@@ -127,7 +139,11 @@ class Descent:
             if n_active == 0:
                 break
             if memory:
-                self._step_by_memory(level.batch, now, active.nonzero().flatten(), memory, own[active])
+                rows = active.nonzero().flatten()
+                above = Side(now.theta[rows], excess[rows])
+                self._step_by_memory(level.batch, now, rows, memory, own[active])
+                if isinstance(self.refinement, LevelRefinement):
+                    self._return(level, now, rows, above, self.refinement.level_at(at)[rows])
             else:
                 now = self._stepped(level.batch, now, active, n_active, parities[step % 2])
         return now
@@ -145,26 +161,45 @@ class Descent:
         value, grad, data_term = recorded_evaluation(self.joint, self.recorder, theta, batch)
         return Particles(theta, value, data_term, grad, eta, finite_rows(value, grad))
 
+    def _evaluated_some(self, batch: Batch, theta: Float[Tensor, "k p"], n: int) -> Evaluation:
+        """Of some of n particles."""
+        more = _padding(len(theta), n)
+        padded = torch.cat([theta, theta[:1].expand(more, -1)]) if more else theta
+        self.counts.evaluated += len(theta)
+        return Evaluation(*(c[: len(theta)] for c in recorded_evaluation(self.joint, self.recorder, padded, batch)))
+
     def _step_by_memory(self, batch: Batch, now: Particles, rows: Tensor, memory: CurvatureMemory, own: Tensor) -> None:
         """A quasi-Newton step of the particles of these rows, in place; ``own`` are their rows of the memory."""
         theta, value, grad, eta = now.theta[rows], now.value[rows], now.grad[rows], now.eta[rows]
-        share, more = memory.share[own], _padding(len(rows), len(now.theta))
+        share = memory.share[own]
         proposal = theta - share[:, None] * memory.direction(own, grad, eta)
-        padded = torch.cat([proposal, proposal[:1].expand(more, -1)]) if more else proposal
-        found = Evaluation(*(c[: len(rows)] for c in recorded_evaluation(self.joint, self.recorder, padded, batch)))
+        found = self._evaluated_some(batch, proposal, len(now.theta))
         sound = finite_rows(found.value, found.grad)
         accepted = sound & (found.value <= value)
         bent, scale = memory.add(own, proposal - theta, found.grad - grad, sound)
         now.eta[rows] = torch.where(bent, scale, eta)
         # A step that was taken back has mostly told more of the curvature.
         memory.share[own] = torch.where(accepted, 1.0, share * torch.where(bent, 0.5, 0.25))
-        kept = rows[accepted]
-        for whole, column in ((now.theta, proposal), (now.value, found.value), (now.grad, found.grad)):
-            whole[kept] = column[accepted]
-        now.data_term[kept] = found.data_term[accepted]
-        self.counts.evaluated += len(rows)
+        _put(now, rows, proposal, found, accepted)
         self.counts.proposed += len(rows)
-        self.counts.rejected += len(rows) - len(kept)
+        self.counts.rejected += len(rows) - int(accepted.sum())
+
+    def _return(self, level: Level, now: Particles, rows: Tensor, above: Side, target: Tensor) -> None:
+        """Where a step has gone far below the target, back along it to about there, by false position; in place."""
+        zero = level.data_term.expand(len(now.theta))[rows]
+        below = Side(now.theta[rows], now.data_term[rows] - zero)
+        for _ in range(RETURNS):
+            past = ((above.excess > target) & (below.excess < (1 - NEAR) * target)).nonzero().flatten()
+            if len(past) == 0:
+                break
+            share = (above.excess - target)[past] / (above.excess - below.excess)[past]
+            theta = torch.lerp(above.theta[past], below.theta[past], share[:, None])
+            found = self._evaluated_some(level.batch, theta, len(now.theta))
+            excess = found.data_term - zero[past]
+            low = finite_rows(found.value, found.grad) & (excess <= target[past])
+            _put(now, rows[past], theta, found, low)
+            for side, chosen in ((below, low), (above, ~low)):
+                side.theta[past[chosen]], side.excess[past[chosen]] = theta[chosen], excess[chosen]
 
     def _stepped(self, batch: Batch, now: Particles, active: Tensor, n_active: int, short: Tensor) -> Particles:
         """One step of the active particles."""
@@ -224,6 +259,14 @@ class Descent:
     def _call(self, name: str, function: Function, moving: Sequence[Tensor], batch: Batch) -> tuple[Tensor, ...]:
         fixed = batch.tensors()
         return function(moving, ()) if fixed is None else self.recorder.by_rows(name, function, moving, fixed)
+
+
+def _put(now: Particles, rows: Int[Tensor, " k"], theta: Tensor, found: Evaluation, chosen: Bool[Tensor, " k"]) -> None:
+    """Set the chosen ones of these rows to weights and what was found there."""
+    kept = rows[chosen]
+    for whole, column in ((now.theta, theta), (now.value, found.value), (now.grad, found.grad)):
+        whole[kept] = column[chosen]
+    now.data_term[kept] = found.data_term[chosen]
 
 
 def _padded(active: Bool[Tensor, " n"], n_active: int) -> Tensor | None:

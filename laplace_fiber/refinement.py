@@ -53,6 +53,15 @@ class Refinement(Protocol):
         ...
 
 
+@runtime_checkable
+class LevelRefinement(Refinement, Protocol):
+    """A refinement that ends at a level: a quasi-Newton step that goes far below it is shortened to end there."""
+
+    def level_at(self, at: Refining) -> Float[Tensor, " n"]:
+        """The excess, in nats, that each particle is to end at."""
+        ...
+
+
 @dataclass(frozen=True)
 class FixedRefinement:
     """The same number of refinement steps for every particle and drift (the paper's M)."""
@@ -94,8 +103,12 @@ class RefineToLevel:
 
     def wants_more(self, at: Refining) -> Bool[Tensor, " n"]:
         """Those above the level, and all during the first ``min_steps``."""
+        return (at.excess > self.level_at(at)) | (at.step < self.min_steps)
+
+    def level_at(self, at: Refining) -> Float[Tensor, " n"]:
+        """The same for all particles."""
         level = self.nats_per_parameter * min(at.n_data, at.n_params) * at.progress
-        return (at.excess > level) | (at.step < self.min_steps)
+        return torch.full_like(at.excess, level)
 
 
 @dataclass(frozen=True)
@@ -121,9 +134,13 @@ class RefineToTypicalSet:
 
     def wants_more(self, at: Refining) -> Bool[Tensor, " n"]:
         """Those above their level."""
+        return at.excess > self.level_at(at)
+
+    def level_at(self, at: Refining) -> Float[Tensor, " n"]:
+        """Each particle's own draw at this share of the walk."""
         if at.effective_dimension is None:
             raise ValueError("RefineToTypicalSet: expected at.effective_dimension, got None; a walk computes it.")
-        return at.excess > self.level(at.effective_dimension, at.normal)
+        return self.level(at.effective_dimension, at.normal)
 
     @staticmethod
     def level(dimension: float, normal: Float[Tensor, " n"] | float) -> Float[Tensor, " n"]:

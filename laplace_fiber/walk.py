@@ -109,7 +109,7 @@ class Walk:
             "weights": on_same_terms(origin),
             "prior_precision": on_same_terms(joint.prior_precision),
             "loss": f"{float(value):.5g}",
-            "version": 8,  # of saved walks
+            "version": 9,  # of saved walks
         }
         self.ranks.check_same(**self.identity)
         self.group = settings.chunk_size or joint.chunk_size or 0

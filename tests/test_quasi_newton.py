@@ -10,7 +10,7 @@ from laplace_fiber.data import TrainingData
 from laplace_fiber.descent import Descent, Level
 from laplace_fiber.quasi_newton import KEPT_AFTER, PAIRS, CurvatureMemory, memory_to_keep
 from laplace_fiber.recording import Recorder
-from laplace_fiber.refinement import FixedRefinement
+from laplace_fiber.refinement import FixedRefinement, Refinement, RefineToLevel
 
 
 def dense(pairs, scale, p):
@@ -83,15 +83,50 @@ def test_large_memories_do_not_outlast_a_drift(monkeypatch):
     assert memory_to_keep(theta, 7) is None
 
 
-def test_few_steps_minimise_an_ill_conditioned_quadratic():
-    """Condition 100 in ten dimensions."""
+def ill_conditioned():
+    """A quadratic objective of condition 100 in ten dimensions, all data, its minimum, and five points."""
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(50, 10, generator=generator, dtype=torch.float64) * torch.logspace(0, -1, 10, dtype=torch.float64)
     y = torch.randn(50, 1, generator=generator, dtype=torch.float64)
     model, start = nn.Linear(10, 1, bias=False).double(), torch.randn(5, 10, generator=generator, dtype=torch.float64)
     joint, training = joint_of(model, loader(x, y), "regression", 1e-3)
-    batch = TrainingData(training.loader, x.device, "full").everything()
     best = torch.linalg.solve(x.T @ x + 1e-3 * torch.eye(10, dtype=torch.float64), x.T @ y).T
+    return joint, TrainingData(training.loader, x.device, "full").everything(), best, start
+
+
+class OnlyWantsMore(Refinement):
+    """The same rule without a level that steps could be shortened to."""
+
+    max_steps = 60
+
+    def __init__(self, rule):
+        self.wants_more = rule.wants_more
+
+
+def test_steps_that_go_past_the_level_end_at_it():
+    """Their length is not that of the gradient at the start (step sizes between small and large)."""
+    joint, batch, best, start = ill_conditioned()
+    rule = RefineToLevel(0.3)
+    target = 0.3 * 10 * 0.5
+    with joint.network.evaluation():
+        level = Level.of(joint, batch, best[0])
+        excess, evaluated = {}, {}
+        for name, refinement in (("returned", rule), ("past", OnlyWantsMore(rule))):
+            descent = Descent(joint, refinement, "quasi-newton", Recorder(32))
+            sizes = torch.tensor([0.1, 0.5, 1.0, 1.5, 2.0], dtype=torch.float64)
+            ends = descent.refine(level, 0.5, start.clone(), sizes)
+            excess[name], evaluated[name] = ends.data_term - level.data_term, descent.counts.evaluated
+            found = joint.evaluate(ends.theta, batch)
+            for mine, theirs in zip((ends.value, ends.grad, ends.data_term), found, strict=True):
+                torch.testing.assert_close(mine, theirs)
+    assert bool((excess["returned"] <= target).all())
+    assert bool((excess["returned"] >= 0.9 * target).all())
+    assert int((excess["past"] < 0.9 * target).sum()) >= 3
+    assert evaluated["returned"] <= evaluated["past"] + 3 * 5
+
+
+def test_few_steps_minimise_an_ill_conditioned_quadratic():
+    joint, batch, best, start = ill_conditioned()
     lowest = joint.objective(best, batch)
     gaps = {}
     with joint.network.evaluation():
