@@ -49,7 +49,7 @@ def gauss_newton_rows(
     loss = OutputLoss(joint)
     for x, _ in (block for batch in data for block in batch.blocks):
         n_outputs = outputs_per_point(joint.network, theta, x)
-        for piece in _pieces(x, max(1, PIECE_BYTES // (theta.nbytes * n_outputs))):
+        for piece in pieces(x, max(1, PIECE_BYTES // (theta.nbytes * n_outputs))):
             jacobian, outputs = output_jacobian(joint.network, theta, piece)
             yield loss.root(outputs, jacobian).flatten(0, -2)
 
@@ -60,5 +60,6 @@ def outputs_per_point(network: NetworkFunction, theta: Float[Tensor, " p"], x: I
         return network.one(theta, x[:1] if isinstance(x, Tensor) else x)[0].numel()
 
 
-def _pieces(x: Inputs, size: int) -> Iterable[Inputs]:
+def pieces(x: Inputs, size: int) -> Iterable[Inputs]:
+    """So many points at a time, where inputs are a tensor."""
     return x.split(size) if isinstance(x, Tensor) else [x]

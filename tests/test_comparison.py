@@ -14,12 +14,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from laplace import Laplace
+from laplace import FullLaplace, Laplace
 from problems import FAST, classifier, loader, regressor
 from torch import nn
 
 from laplace_fiber import Comparison, TrajectorySampler, __main__, baselines, compare, metrics
-from laplace_fiber.comparison import METHODS, Budget, Fitted, Method, method, rows
+from laplace_fiber.comparison import METHODS, Budget, Fitted, Method, fits, method, rows
 from laplace_fiber.comparison.fits import OF_SEVERAL_NETWORKS, most_evident_precision
 from laplace_fiber.comparison.methods import default_methods
 from laplace_fiber.comparison.task import Task, make_task, network_outputs, residual_noise
@@ -150,6 +150,28 @@ def test_regression_has_its_own_scores_and_an_estimated_noise():
     assert scaled["rmse"] == plain["rmse"]
     assert scaled["settings"]["variance_factor"] > 0
     assert "crps_per_sample" in linear
+
+
+@pytest.mark.parametrize("likelihood", ["classification", "regression"])
+def test_linearised_predictions_need_no_more_than_a_piece_of_the_jacobian(likelihood, monkeypatch):
+    model, parts = problem(likelihood)
+    task = make_task(model, likelihood, *parts[:2], None, 10)
+    x, sizes = parts[2].dataset.tensors[0], list[int]()
+    predict = METHODS["linearised"].fit(task, 0, {}, False).predict
+    predictive = FullLaplace.__call__
+
+    def watched(la, points, **kwargs):
+        sizes.append(len(points))
+        return predictive(la, points, **kwargs)
+
+    monkeypatch.setattr(FullLaplace, "__call__", watched)
+    whole = predict(x)
+    assert sizes == [len(x)]
+    n_params = sum(p.numel() for p in model.parameters())
+    monkeypatch.setattr(fits, "JACOBIAN_NUMBERS", 3 * n_params * model(x[:1]).shape[1])
+    torch.testing.assert_close(predict(x), whole)
+    assert max(sizes[1:]) == 3
+    assert sum(sizes[1:]) == len(x)
 
 
 def test_temperature_scaling_keeps_the_accuracy_and_has_no_scores_per_sample():

@@ -14,8 +14,9 @@ from laplace import KronLaplace, Laplace
 from torch import nn
 
 from laplace_fiber.baselines.baseline import Baseline
-from laplace_fiber.comparison.task import Predict, Task, as_samples, network_outputs
+from laplace_fiber.comparison.task import Predict, Task, as_samples, joined, network_outputs
 from laplace_fiber.fiber import FiberLaplace
+from laplace_fiber.jacobian_rows import pieces
 from laplace_fiber.latent import LatentAutoencoder
 from laplace_fiber.metrics import Prediction
 from laplace_fiber.paths import UniformPosition
@@ -27,6 +28,10 @@ PRIOR_PRECISION = "prior_precision"
 
 FULL_LAPLACE_LIMIT = 4000
 """Weights up to which laplace-torch's full covariance is taken; Kronecker factors beyond."""
+
+JACOBIAN_NUMBERS = 2**24
+"""Numbers of a Jacobian that linearised predictions are made from at once: those of convolutions take some fifty times
+its memory on the way."""
 
 OF_SEVERAL_NETWORKS = frozenset({"ensemble", "espro", "mixture", "multiswag"})
 """Methods that take all networks where several are given."""
@@ -143,6 +148,11 @@ def _sampled_laplace(la: Any, task: Task, seed: int, x: Inputs) -> Prediction:
 
 def _linearised(la: Any, task: Task, seed: int, x: Inputs) -> Prediction:
     """Probit class probabilities (b, c), or mean and variance of the function."""
+    size = max(1, JACOBIAN_NUMBERS // (la.n_params * la.n_outputs))
+    return joined([_linearised_piece(la, task, piece) for piece in pieces(x, size)])
+
+
+def _linearised_piece(la: Any, task: Task, x: Inputs) -> Prediction:
     if task.classes:
         return as_samples(la(x, pred_type="glm", link_approx="probit")[None], classes=True)[0]
     mean, covariance = (part.detach().cpu() for part in la(x, pred_type="glm"))
