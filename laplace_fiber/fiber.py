@@ -137,7 +137,7 @@ backend, backend_kwargs, asdl_fisher_kwargs
         chosen = walk.evidence
         joint = chosen.applied_to(joint) if chosen else joint
         ranks = Ranks(self.sampler.distributed)
-        lines = self.autoencoder.fit(walk.paths, progress_bar and ranks.first)
+        lines = self.autoencoder.fit(walk.paths, progress_bar and ranks.first, len(walk.coordinates))
         ranks.share_first([walk.paths, *lines.tensors()])
         self.report = report_on(replace(joint, chunk_size=walk.group_size), walk, lines, data, self.position)
         if chosen:

@@ -1,8 +1,8 @@
 """The latent autoencoder: a space in which the walk's trajectories are straight.
 
 Source: *Walking on the Fiber* (arXiv 2512.01500), section 4.2, equations 6 to 9. It works on the coordinates of
-:mod:`laplace_fiber.subspace`; beyond the paper, the decoder is fitted to the latent
-lines in closed form after training.
+:mod:`laplace_fiber.subspace`; beyond the paper, the decoder is fitted to the latent lines in closed form after training
+(:mod:`laplace_fiber.line_decoder`).
 """
 
 from __future__ import annotations
@@ -16,9 +16,8 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from laplace_fiber.line_decoder import decoder_of_lines, draw
 from laplace_fiber.shown import with_changes
-
-MOST_LINE_UNITS = 2048
 
 WINDOW = 10
 """Training steps over which the reconstruction is averaged to see whether it still improves; without a closed form,
@@ -67,7 +66,8 @@ class LatentAutoencoder:
         squares. The states' small coordinates hold the refinement in stiff directions; trained by gradients alone, the
         decoder misses them. ``False`` is the paper's plain form.
     line_units
-        Number of those random units; ``None`` takes 1.2 per state, at most 2048, enough to reach every state.
+        Number of those random units; ``None`` takes 1.2 per state, enough to reach every state, and at most 2048: more
+        states than these reach are followed at equally spaced ones only, ends among them.
     ridge
         Of the least squares, relative to the features' mean square. Less follows each state and overshoots between.
     seed
@@ -101,13 +101,17 @@ class LatentAutoencoder:
             if value is not None and value < 1:
                 raise ValueError(f"{name}: expected at least 1 or None, got {value}.")
 
-    def fit(self, coordinates: Float[Tensor, "n t r"], progress_bar: bool = False) -> LatentLines:
+    def fit(
+        self, coordinates: Float[Tensor, "n t r"], progress_bar: bool = False, n_own: int | None = None
+    ) -> LatentLines:
         """Train on the coordinates of a walk's states and return its latent lines.
 
         Parameters
         ----------
         coordinates
             Of all states; ``coordinates[:, 0]`` is zero, the MAP.
+        n_own
+            Trajectories, the first ones, that have all states to themselves: others are theirs with another end.
         """
         generator = torch.Generator().manual_seed(self.seed)
         scale = coordinates.double().square().sum(-1).mean().sqrt().clamp(min=1e-30).to(coordinates)
@@ -126,8 +130,9 @@ class LatentAutoencoder:
             latent = encoder(shown)
             lines = LatentLines(decoder, latent[0, 0], latent[:, -1], scale, straightness(latent), latent)
             if self.closed_form:
-                units = self.line_units or min(math.ceil(1.2 * states[..., 0].numel()), MOST_LINE_UNITS)
-                lines.decoder = _decoder_of_lines(lines, states, units, self.ridge, generator)
+                lines.decoder = decoder_of_lines(
+                    lines, states, n_own or len(states), self.line_units, self.ridge, generator
+                )
         return lines
 
     def _train(
@@ -141,7 +146,7 @@ class LatentAutoencoder:
         best, window = math.inf, states.new_zeros(())
         bar = tqdm(range(1, self.n_steps + 1), desc="autoencoder", disable=not progress_bar, leave=None)
         for step in bar:
-            i, j = _draw(n, self.batch_size, generator), _draw(t - 1, self.batch_size, generator)
+            i, j = draw(n, self.batch_size, generator), draw(t - 1, self.batch_size, generator)
             here, after = encoder(torch.stack([states[i, j], states[i, j + 1]]))
             positive = (((after - here).norm(dim=-1) * (t - 1) - 1).square() * moving[i, j]).mean()
             # Any two states: those of different pairs. Distances of zero (a state drawn twice) have no gradient.
@@ -238,34 +243,6 @@ def straightness(latent: Float[Tensor, "n t z"]) -> float:
     return float((chord[moving] / path[moving]).mean()) if bool(moving.any()) else 1.0
 
 
-def _decoder_of_lines(
-    lines: LatentLines, states: Float[Tensor, "n t r"], units: int, ridge: float, generator: torch.Generator
-) -> nn.Sequential:
-    """ψ with a hidden layer and an output layer fitted to the lines: points at s = t/T against the states there.
-
-    A unit whose kink lies outside the lines is linear on them and adds nothing, so each gets its kink at a random line
-    point. The ridge problem is solved in float64.
-    """
-    n, t, r = states.shape
-    trajectory = torch.arange(n, device=states.device).repeat_interleave(t)
-    s = torch.linspace(0, 1, t, device=states.device, dtype=states.dtype).repeat(n)
-    first = lines.decoder[0]
-    inside = first(lines.latent(trajectory, s)).relu()
-    hidden, last = (nn.utils.skip_init(nn.Linear, a, b).to(states) for a, b in ((inside.shape[1], units), (units, r)))
-    hidden.weight.copy_(torch.randn(hidden.weight.shape, generator=generator))
-    kinks = inside[_draw(len(inside), units, generator)]
-    hidden.bias.copy_(-(hidden.weight * kinks).sum(1))
-
-    features = hidden(inside).relu().double()
-    features = torch.cat([features, features.new_ones(len(features), 1)], dim=1)
-    normal = features.T @ features
-    normal += ridge * normal.diagonal().mean() * torch.eye(len(normal), dtype=normal.dtype, device=normal.device)
-    solution = torch.cholesky_solve(features.T @ states.reshape(-1, r).double(), torch.linalg.cholesky(normal))
-    last.weight.copy_(solution[:-1].T)
-    last.bias.copy_(solution[-1])
-    return nn.Sequential(first, nn.ReLU(), hidden, nn.ReLU(), last)
-
-
 def _leading_coordinates(states: Float[Tensor, "n t r"], k: int, generator: torch.Generator) -> Float[Tensor, "n t k"]:
     """Coordinates in (nearly) the span of the k leading principal directions, by randomised subspace iteration.
 
@@ -290,7 +267,3 @@ def _mlp(sizes: list[int], generator: torch.Generator) -> nn.Sequential:
             nn.init.uniform_(parameter, -bound, bound, generator=generator)
         layers += [linear, nn.ReLU()]
     return nn.Sequential(*layers[:-1])
-
-
-def _draw(high: int, size: int, generator: torch.Generator) -> Int[Tensor, " b"]:
-    return torch.randint(high, (size,), generator=generator)

@@ -24,7 +24,8 @@ def typical_set_walk(**settings: Any) -> TrajectorySampler:
     """The walk whose settings follow from the posterior: it ends in the typical set of exp(−J).
 
     Trajectories have lengths of the prior, are refined to the losses that the effective number of parameters implies,
-    and end with a few Hamiltonian moves. ``settings`` override those of this preset.
+    and end with a few Hamiltonian moves, after the last three of which the states are samples. ``settings`` override
+    those of this preset.
     """
     preset: dict[str, Any] = {
         "n_particles": 128,
@@ -32,7 +33,7 @@ def typical_set_walk(**settings: Any) -> TrajectorySampler:
         "lengths": "prior",
         "refinement": RefineToTypicalSet(),
         "descent": "quasi-newton",
-        "thermal": Thermalisation(),
+        "thermal": Thermalisation(n_kept=3),
     }
     return TrajectorySampler(**preset | settings)
 
