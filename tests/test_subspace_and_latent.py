@@ -10,6 +10,7 @@ import torch
 from laplace_fiber import LatentAutoencoder, UniformPosition
 from laplace_fiber.fiber_fit import FiberFit
 from laplace_fiber.latent import LatentLines, straightness
+from laplace_fiber.line_decoder import MOST_LINE_UNITS
 from laplace_fiber.paths import StraightLines, WalkCurves
 from laplace_fiber.subspace import BasisStorage, StreamingBasis, Subspace
 
@@ -124,6 +125,39 @@ def curved_walk(n: int = 8, t: int = 15) -> torch.Tensor:
     planes = torch.linalg.qr(torch.randn(n, 12, 2, generator=generator, dtype=torch.float64))[0]
     angle = torch.linspace(0, 1.5, t + 1, dtype=torch.float64)
     return torch.stack([angle.sin(), 1 - angle.cos()], -1)[None] @ planes.mT
+
+
+def test_further_ends_of_a_trajectory_are_decoded_without_its_path():
+    """Four ends of each: the lines of 240 trajectories of 16 states would need more than twice the units there are."""
+    walk, generator = curved_walk(60), torch.Generator().manual_seed(3)
+    ends = walk[:, -1] + 0.1 * torch.randn(3, 60, 12, generator=generator, dtype=torch.float64)
+    paths = torch.cat([walk, *(torch.cat([walk[:, :-1], e[:, None]], 1) for e in ends)])
+    decoded = {}
+    for n_own in (None, 60):
+        lines = LatentAutoencoder(n_steps=100).fit(paths, n_own=n_own)
+        decoded[n_own] = [lines.coordinates(torch.arange(240), torch.full((240,), s).double()) for s in (1.0, 9 / 15)]
+    size = paths.square().sum(-1).mean().sqrt()
+
+    def error(n_own, which, state, n):
+        return float((decoded[n_own][which][:n] - paths[:n, state]).norm(dim=-1).square().mean().sqrt() / size)
+
+    assert error(60, 0, -1, 240) < 0.01
+    assert error(60, 1, 9, 60) < 0.02
+    assert error(None, 0, -1, 240) < 0.01  # equally spaced states of all lines
+    assert error(None, 1, 9, 60) > 0.02
+
+
+def test_more_states_than_units_are_followed_at_some_of_them():
+    """All ends among them; as many units as given follow all states less closely."""
+    walk = curved_walk(150)
+    assert walk[..., 0].numel() > MOST_LINE_UNITS
+    errors = {}
+    for units in (None, MOST_LINE_UNITS):
+        lines = LatentAutoencoder(n_steps=100, line_units=units).fit(walk)
+        decoded = lines.coordinates(torch.arange(150), torch.ones(150, dtype=torch.float64))
+        errors[units] = float((decoded - walk[:, -1]).norm() / walk[:, -1].norm())
+    assert errors[None] < 0.01
+    assert errors[None] < 0.5 * errors[MOST_LINE_UNITS]
 
 
 def test_decoded_lines_follow_curved_states():
