@@ -137,7 +137,8 @@ backend, backend_kwargs, asdl_fisher_kwargs
         chosen = walk.evidence
         joint = chosen.applied_to(joint) if chosen else joint
         ranks = Ranks(self.sampler.distributed)
-        lines = self.autoencoder.fit(walk.paths, progress_bar and ranks.first, len(walk.coordinates))
+        n_own = len(walk.coordinates)
+        lines = self.autoencoder.fit(walk.paths, progress_bar and ranks.first, n_own)
         ranks.share_first([walk.paths, *lines.tensors()])
         self.report = report_on(replace(joint, chunk_size=walk.group_size), walk, lines, data, self.position)
         if chosen:
@@ -146,7 +147,7 @@ backend, backend_kwargs, asdl_fisher_kwargs
         self.diagnostics = walk.cost()
         objective = joint.prior_precision.clone(), self.sigma_noise.detach().clone(), self.temperature
         among_batches = self.sampler.among_batches
-        self._fitted = FiberFit(walk.subspace, walk.paths, lines, *objective, among_batches)
+        self._fitted = FiberFit(walk.subspace, walk.paths, lines, *objective, among_batches, n_own)
         _ = self._fitted.decoded_space  # made now, so that the first prediction need not wait for it
         self._curvature = None
         if self.sampler.checkpoint is not None and ranks.first:

@@ -77,6 +77,8 @@ class FiberFit:
         Of the walk's objective.
     low_at_states_only
         Whether the walk is at low loss at its states alone, and not between them.
+    n_own
+        Particles, whose trajectories come first; others are the same with further ends. ``None``: there are no others.
     """
 
     subspace: Subspace
@@ -86,6 +88,7 @@ class FiberFit:
     sigma_noise: Tensor
     temperature: float
     low_at_states_only: bool = False
+    n_own: int | None = None
 
     def __reduce__(self) -> tuple[Any, ...]:
         return FiberFit, tuple(getattr(self, field.name) for field in fields(self))
@@ -144,7 +147,8 @@ class FiberFit:
     ) -> Drawn:
         """Samples in the space that is fastest to decode from, with positions from the law shortened to [0, upto].
 
-        Every trajectory is drawn as often as any other, or once more.
+        Every trajectory is drawn as often as any other, or once more: first each particle's own, then those with
+        further ends.
         """
         every = torch.arange(n_samples, device=self.states.device)
         if form == "gaussian":
@@ -161,7 +165,7 @@ class FiberFit:
     def _positions(
         self, law: PositionLaw, upto: float, n_samples: int, generator: torch.Generator
     ) -> tuple[Int[Tensor, " s"], Float[Tensor, " s"]]:
-        trajectory = shuffled_rows(len(self.states), n_samples, generator)
+        trajectory = shuffled_rows(len(self.states), n_samples, generator, self.n_own)
         u = torch.rand(n_samples, generator=generator, device=generator.device)
         return trajectory, (upto * law.quantile(u)).to(self.states)
 
@@ -203,6 +207,7 @@ class FiberFit:
             "fitted_sigma_noise": self.sigma_noise,
             "fitted_temperature": self.temperature,
             "low_at_states_only": self.low_at_states_only,
+            "n_own": self.n_own,
         }
 
     @staticmethod
@@ -217,4 +222,5 @@ class FiberFit:
             state["fitted_sigma_noise"].to(device),
             state["fitted_temperature"],
             state["low_at_states_only"],
+            state.get("n_own"),  # earlier states have none
         )

@@ -6,6 +6,7 @@ the Gaussian keeps only the mean and covariance of such points.
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 from typing import Literal, Protocol, TypeAlias, runtime_checkable
 
@@ -83,7 +84,9 @@ class StraightLines:
         return s.to(self.states)[:, None] * self.states[trajectory, -1]
 
 
-def shuffled_rows(k: int, n: int, generator: torch.Generator) -> Int[Tensor, " n"]:
-    """n indices below k, each as often as any other, or once more."""
-    passes = [torch.randperm(k, generator=generator, device=generator.device) for _ in range(-(-n // k))]
+def shuffled_rows(k: int, n: int, generator: torch.Generator, block: int | None = None) -> Int[Tensor, " n"]:
+    """n indices below k, each as often as any other, or once more; those of the first ``block``, if given, come first."""
+    block = block or k
+    starts = itertools.islice(itertools.cycle(range(0, k, block)), -(-n // block))
+    passes = [i + torch.randperm(block, generator=generator, device=generator.device) for i in starts]
     return torch.cat(passes)[:n]

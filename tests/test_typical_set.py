@@ -185,6 +185,10 @@ def test_posterior_samples_are_the_ends_each_as_often_as_any_other():
     (_, counts), (_, held) = (t.mul(1e6).round().unique(dim=0, return_counts=True) for t in (samples, ends))
     assert sorted(counts.tolist()) == sorted((2 * held).tolist())
     assert len(held) > 16
+    first = la.sample(8)  # of different particles, after their last moves
+    torch.testing.assert_close(
+        first.norm(dim=1).sort().values, la.fitted.subspace.to_weights(ends[:8]).norm(dim=1).sort().values
+    )
     text = str(la.report)
     assert "effective parameters" in text
     assert "Hamiltonian moves" in text
