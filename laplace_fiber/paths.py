@@ -85,7 +85,7 @@ class StraightLines:
 
 
 def shuffled_rows(k: int, n: int, generator: torch.Generator, block: int | None = None) -> Int[Tensor, " n"]:
-    """n indices below k, each as often as any other, or once more; those of the first ``block``, if given, come first."""
+    """n indices below k, each as often as any other, or once more; those below ``block``, if given, come first."""
     block = block or k
     starts = itertools.islice(itertools.cycle(range(0, k, block)), -(-n // block))
     passes = [i + torch.randperm(block, generator=generator, device=generator.device) for i in starts]
