@@ -23,7 +23,13 @@ from laplace_fiber.latent import LatentAutoencoder
 from laplace_fiber.paths import EndPosition, PositionLaw, UniformPosition
 from laplace_fiber.posterior import SampledPosterior
 from laplace_fiber.presets import stochastic_walk, typical_set_walk
-from laplace_fiber.refinement import FixedRefinement, Refinement, RefineToLevel, RefineToTypicalSet
+from laplace_fiber.refinement import (
+    FixedRefinement,
+    LevelRefinement,
+    Refinement,
+    RefineToLevel,
+    RefineToTypicalSet,
+)
 from laplace_fiber.stochastic import StochasticRefinement
 from laplace_fiber.subspace import BasisStorage
 from laplace_fiber.thermal import Thermalisation
@@ -45,6 +51,7 @@ __all__ = [
     "LanczosGGN",
     "LastLayerFiber",
     "LatentAutoencoder",
+    "LevelRefinement",
     "PositionLaw",
     "RefineToLevel",
     "RefineToTypicalSet",
