@@ -13,6 +13,7 @@ from torch import Tensor
 from laplace_fiber.data import Batch
 from laplace_fiber.gradients import recorded_evaluation
 from laplace_fiber.log_joint import WHOLE_ELEMENTS, Evaluation, LogJoint
+from laplace_fiber.particles import Particles, Side, finite_rows, padded, padding, put
 from laplace_fiber.quasi_newton import CurvatureMemory
 from laplace_fiber.recording import Function, Recorder
 from laplace_fiber.refinement import LevelRefinement, Refinement, Refining
@@ -26,27 +27,6 @@ RETURNS, NEAR = 3, 0.1
 """Points along a quasi-Newton step that are tried at most where it ends below the level that refinement ends at by more
 than this share of it. Curvature that was learnt before a drift makes some steps too long, and lower is not better: such
 particles sit where the training data are fitted too closely."""
-
-
-class Particles(NamedTuple):
-    """Particles under refinement, one row each."""
-
-    theta: Float[Tensor, "n p"]
-    value: Float[Tensor, " n"]
-    """J(θ)/n_data."""
-    data_term: Float[Tensor, " n"]
-    """H Σ ℓ over all data."""
-    grad: Float[Tensor, "n p"]
-    eta: Float[Tensor, " n"]
-    finite: Bool[Tensor, " n"]
-    """Whether the objective has been finite so far."""
-
-
-class Side(NamedTuple):
-    """Ends of particles' steps on one side of a level, with their excess."""
-
-    theta: Float[Tensor, "k p"]
-    excess: Float[Tensor, " k"]
 
 
 @dataclass
@@ -140,10 +120,9 @@ class Descent:
                 break
             if memory:
                 rows = active.nonzero().flatten()
-                above = Side(now.theta[rows], excess[rows])
-                self._step_by_memory(level.batch, now, rows, memory, own[active])
+                above = Side(self._step_by_memory(level.batch, now, rows, memory, own[active]), excess[rows])
                 if isinstance(self.refinement, LevelRefinement):
-                    self._return(level, now, rows, above, self.refinement.level_at(at)[rows])
+                    self._return(level, now, rows, above, self.refinement.level_at(at).expand_as(excess)[rows])
             else:
                 now = self._stepped(level.batch, now, active, n_active, parities[step % 2])
         return now
@@ -163,13 +142,18 @@ class Descent:
 
     def _evaluated_some(self, batch: Batch, theta: Float[Tensor, "k p"], n: int) -> Evaluation:
         """Of some of n particles."""
-        more = _padding(len(theta), n)
-        padded = torch.cat([theta, theta[:1].expand(more, -1)]) if more else theta
+        more = padding(len(theta), n)
+        whole = torch.cat([theta, theta[:1].expand(more, -1)]) if more else theta
         self.counts.evaluated += len(theta)
-        return Evaluation(*(c[: len(theta)] for c in recorded_evaluation(self.joint, self.recorder, padded, batch)))
+        return Evaluation(*(c[: len(theta)] for c in recorded_evaluation(self.joint, self.recorder, whole, batch)))
 
-    def _step_by_memory(self, batch: Batch, now: Particles, rows: Tensor, memory: CurvatureMemory, own: Tensor) -> None:
-        """A quasi-Newton step of the particles of these rows, in place; ``own`` are their rows of the memory."""
+    def _step_by_memory(
+        self, batch: Batch, now: Particles, rows: Tensor, memory: CurvatureMemory, own: Tensor
+    ) -> Float[Tensor, "k p"]:
+        """A quasi-Newton step of the particles of these rows, in place, and where they were.
+
+        ``own`` are their rows of the memory.
+        """
         theta, value, grad, eta = now.theta[rows], now.value[rows], now.grad[rows], now.eta[rows]
         share = memory.share[own]
         proposal = theta - share[:, None] * memory.direction(own, grad, eta)
@@ -180,14 +164,18 @@ class Descent:
         now.eta[rows] = torch.where(bent, scale, eta)
         # A step that was taken back has mostly told more of the curvature.
         memory.share[own] = torch.where(accepted, 1.0, share * torch.where(bent, 0.5, 0.25))
-        _put(now, rows, proposal, found, accepted)
+        put(now, rows, proposal, found, accepted)
         self.counts.proposed += len(rows)
         self.counts.rejected += len(rows) - int(accepted.sum())
+        return theta
 
     def _return(self, level: Level, now: Particles, rows: Tensor, above: Side, target: Tensor) -> None:
         """Where a step has gone far below the target, back along it to about there, by false position; in place."""
-        zero = level.data_term.expand(len(now.theta))[rows]
-        below = Side(now.theta[rows], now.data_term[rows] - zero)
+        zero = level.data_term.expand_as(now.data_term)[rows]
+        reached = now.data_term[rows] - zero
+        far = (above.excess > target) & (reached < (1 - NEAR) * target)
+        rows, zero, target, above = rows[far], zero[far], target[far], Side(above.theta[far], above.excess[far])
+        below = Side(now.theta[rows], reached[far])
         for _ in range(RETURNS):
             past = ((above.excess > target) & (below.excess < (1 - NEAR) * target)).nonzero().flatten()
             if len(past) == 0:
@@ -197,13 +185,13 @@ class Descent:
             found = self._evaluated_some(level.batch, theta, len(now.theta))
             excess = found.data_term - zero[past]
             low = finite_rows(found.value, found.grad) & (excess <= target[past])
-            _put(now, rows[past], theta, found, low)
+            put(now, rows[past], theta, found, low)
             for side, chosen in ((below, low), (above, ~low)):
                 side.theta[past[chosen]], side.excess[past[chosen]] = theta[chosen], excess[chosen]
 
     def _stepped(self, batch: Batch, now: Particles, active: Tensor, n_active: int, short: Tensor) -> Particles:
         """One step of the active particles."""
-        rows = _padded(active, n_active)
+        rows = padded(active, n_active)
         part = now if rows is None else Particles(*(column[rows] for column in now))
         moves = active if rows is None else torch.arange(len(rows), device=rows.device) < n_active
         spare = self._spare if rows is None else []
@@ -259,39 +247,6 @@ class Descent:
     def _call(self, name: str, function: Function, moving: Sequence[Tensor], batch: Batch) -> tuple[Tensor, ...]:
         fixed = batch.tensors()
         return function(moving, ()) if fixed is None else self.recorder.by_rows(name, function, moving, fixed)
-
-
-def _put(now: Particles, rows: Int[Tensor, " k"], theta: Tensor, found: Evaluation, chosen: Bool[Tensor, " k"]) -> None:
-    """Set the chosen ones of these rows to weights and what was found there."""
-    kept = rows[chosen]
-    for whole, column in ((now.theta, theta), (now.value, found.value), (now.grad, found.grad)):
-        whole[kept] = column[chosen]
-    now.data_term[kept] = found.data_term[chosen]
-
-
-def _padded(active: Bool[Tensor, " n"], n_active: int) -> Tensor | None:
-    """Indices of the active rows, the first one repeated up to one of eight sizes; None where that is all of them.
-
-    Recorded steps have fixed shapes: a few sizes keep their number small.
-    """
-    more = _padding(n_active, len(active))
-    if n_active + more >= len(active):
-        return None
-    rows = active.nonzero().flatten()
-    return torch.cat([rows, rows[:1].expand(more)])
-
-
-def _padding(n_active: int, n: int) -> int:
-    """Rows up to the next of eight sizes, at most n."""
-    unit = max(1, n // 8)
-    return min(-(-n_active // unit) * unit, n) - n_active
-
-
-def finite_rows(value: Float[Tensor, " n"], grad: Float[Tensor, "n p"]) -> Bool[Tensor, " n"]:
-    """Whether objective and gradient of each row are finite."""
-    # One pass over the gradient, and nothing that is not finite is zero after taking it from itself.
-    total = value + grad.sum(1)
-    return total - total == 0
 
 
 def _spectral_step(

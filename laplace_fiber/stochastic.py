@@ -12,10 +12,11 @@ from torch import Tensor
 from torch.optim.lr_scheduler import CosineAnnealingLR
 
 from laplace_fiber.data import Batch, TrainingData
-from laplace_fiber.descent import Counts, finite_rows
+from laplace_fiber.descent import Counts
 from laplace_fiber.drifts import HALVINGS
 from laplace_fiber.gradients import recorded_evaluation
 from laplace_fiber.log_joint import LogJoint
+from laplace_fiber.particles import finite_rows
 from laplace_fiber.recording import Recorder
 
 RELATIVE_RATES, LEAST_RATE = (0.1, 0.03, 0.01, 0.003), 1e-5
