@@ -78,7 +78,7 @@ class TrajectorySampler:
         that particle's η, and lengthens η by a tenth after others. ``"spectral"`` also takes back such steps, and sets
         each particle's η by the two formulas of Barzilai and Borwein (1988) in turn, which serves ill-conditioned
         objectives with far fewer steps. ``"quasi-newton"`` (L-BFGS, from what a particle's last steps have told of the
-        curvature) takes a third to all of these.
+        curvature) takes a third to all of these, and shortens steps that go past the level of a rule that has one.
     batch
         Data behind each refinement: ``"full"``, the ``"loader"``'s batches (one per drift, so that a step is judged on
         the batch it was computed on), or ``"auto"``: full up to 10,000 points, and always the loader's for
