@@ -106,8 +106,9 @@ class Descent:
 
         ``theta`` is used as working memory; ``rows`` says which particles these are of those in ``memory``.
         """
-        now = self._evaluated(level.batch, theta, eta)
-        self.counts.evaluated += len(theta)
+        first = self._evaluated(level.batch, theta, len(theta))
+        finite = finite_rows(first.value, first.grad)
+        now = Particles(theta, first.value, first.data_term, first.grad, eta, finite)
         self._spare = [torch.empty_like(theta)] if theta.numel() > WHOLE_ELEMENTS else []
         memory, own = self._memory_of(theta, rows)
         parities = [torch.tensor(short, device=theta.device) for short in (True, False)]
@@ -119,10 +120,10 @@ class Descent:
             if n_active == 0:
                 break
             if memory:
-                rows = active.nonzero().flatten()
-                above = Side(self._step_by_memory(level.batch, now, rows, memory, own[active]), excess[rows])
+                moving = active.nonzero().flatten()
+                above = Side(self._step_by_memory(level.batch, now, moving, memory, own[active]), excess[moving])
                 if isinstance(self.refinement, LevelRefinement):
-                    self._return(level, now, rows, above, self.refinement.level_at(at).expand_as(excess)[rows])
+                    self._return(level, now, moving, above, self.refinement.level_at(at).expand_as(excess)[moving])
             else:
                 now = self._stepped(level.batch, now, active, n_active, parities[step % 2])
         return now
@@ -136,12 +137,8 @@ class Descent:
         memory.begin(own)
         return memory, own
 
-    def _evaluated(self, batch: Batch, theta: Tensor, eta: Tensor) -> Particles:
-        value, grad, data_term = recorded_evaluation(self.joint, self.recorder, theta, batch)
-        return Particles(theta, value, data_term, grad, eta, finite_rows(value, grad))
-
-    def _evaluated_some(self, batch: Batch, theta: Float[Tensor, "k p"], n: int) -> Evaluation:
-        """Of some of n particles."""
+    def _evaluated(self, batch: Batch, theta: Float[Tensor, "k p"], n: int) -> Evaluation:
+        """Of k of n particles."""
         more = padding(len(theta), n)
         whole = torch.cat([theta, theta[:1].expand(more, -1)]) if more else theta
         self.counts.evaluated += len(theta)
@@ -157,7 +154,7 @@ class Descent:
         theta, value, grad, eta = now.theta[rows], now.value[rows], now.grad[rows], now.eta[rows]
         share = memory.share[own]
         proposal = theta - share[:, None] * memory.direction(own, grad, eta)
-        found = self._evaluated_some(batch, proposal, len(now.theta))
+        found = self._evaluated(batch, proposal, len(now.theta))
         sound = finite_rows(found.value, found.grad)
         accepted = sound & (found.value <= value)
         bent, scale = memory.add(own, proposal - theta, found.grad - grad, sound)
@@ -172,22 +169,20 @@ class Descent:
     def _return(self, level: Level, now: Particles, rows: Tensor, above: Side, target: Tensor) -> None:
         """Where a step has gone far below the target, back along it to about there, by false position; in place."""
         zero = level.data_term.expand_as(now.data_term)[rows]
-        reached = now.data_term[rows] - zero
-        far = (above.excess > target) & (reached < (1 - NEAR) * target)
-        rows, zero, target, above = rows[far], zero[far], target[far], Side(above.theta[far], above.excess[far])
-        below = Side(now.theta[rows], reached[far])
         for _ in range(RETURNS):
-            past = ((above.excess > target) & (below.excess < (1 - NEAR) * target)).nonzero().flatten()
-            if len(past) == 0:
+            below = now.data_term[rows] - zero
+            far = (above.excess > target) & (below < (1 - NEAR) * target)
+            if not bool(far.any()):
                 break
-            share = (above.excess - target)[past] / (above.excess - below.excess)[past]
-            theta = torch.lerp(above.theta[past], below.theta[past], share[:, None])
-            found = self._evaluated_some(level.batch, theta, len(now.theta))
-            excess = found.data_term - zero[past]
-            low = finite_rows(found.value, found.grad) & (excess <= target[past])
-            put(now, rows[past], theta, found, low)
-            for side, chosen in ((below, low), (above, ~low)):
-                side.theta[past[chosen]], side.excess[past[chosen]] = theta[chosen], excess[chosen]
+            rows, zero, target, below = rows[far], zero[far], target[far], below[far]
+            above = Side(above.theta[far], above.excess[far])
+            share = (above.excess - target) / (above.excess - below)
+            theta = torch.lerp(above.theta, now.theta[rows], share[:, None])
+            found = self._evaluated(level.batch, theta, len(now.theta))
+            excess = found.data_term - zero
+            low = finite_rows(found.value, found.grad) & (excess <= target)
+            put(now, rows, theta, found, low)
+            above = Side(torch.where(low[:, None], above.theta, theta), torch.where(low, above.excess, excess))
 
     def _stepped(self, batch: Batch, now: Particles, active: Tensor, n_active: int, short: Tensor) -> Particles:
         """One step of the active particles."""
