@@ -149,8 +149,9 @@ class Walk:
         if isinstance(refinement, StochasticRefinement):
             steps, rates = refinement.n_steps(self.data), refinement.rates_for(self.origin)
             return StochasticDescent(self.joint, self.recorder, steps, rates)
-        memory = memory_to_keep(self.theta, self.n_particles) if settings.descent == "quasi-newton" else None
-        return Descent(self.joint, refinement, settings.descent, self.recorder, memory)
+        kind = settings.descent or ("quasi-newton" if self.data.full else "spectral")
+        memory = memory_to_keep(self.theta, self.n_particles) if kind == "quasi-newton" else None
+        return Descent(self.joint, refinement, kind, self.recorder, memory)
 
     def _drift(self) -> None:
         """Drift and refine the particles that are not lost."""
