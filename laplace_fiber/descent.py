@@ -160,7 +160,7 @@ class Descent:
         bent, scale = memory.add(own, proposal - theta, found.grad - grad, sound)
         now.eta[rows] = torch.where(bent, scale, eta)
         # A step that was taken back has mostly told more of the curvature.
-        memory.share[own] = torch.where(accepted, 1.0, share * torch.where(bent, 0.5, 0.25))
+        memory.share[own] = torch.where(accepted, 1.0, share / torch.where(bent, 2, 4))
         put(now, rows, proposal, found, accepted)
         self.counts.proposed += len(rows)
         self.counts.rejected += len(rows) - int(accepted.sum())

@@ -109,7 +109,7 @@ class Walk:
             "weights": on_same_terms(origin),
             "prior_precision": on_same_terms(joint.prior_precision),
             "loss": f"{float(value):.5g}",
-            "version": 9,  # of saved walks
+            "version": 10,  # of saved walks
         }
         self.ranks.check_same(**self.identity)
         self.group = settings.chunk_size or joint.chunk_size or 0
@@ -149,7 +149,7 @@ class Walk:
         if isinstance(refinement, StochasticRefinement):
             steps, rates = refinement.n_steps(self.data), refinement.rates_for(self.origin)
             return StochasticDescent(self.joint, self.recorder, steps, rates)
-        kind = settings.descent or ("quasi-newton" if self.data.full else "spectral")
+        kind = settings.descent or ("quasi-newton" if self.data.steps_per_epoch == 1 else "spectral")
         memory = memory_to_keep(self.theta, self.n_particles) if kind == "quasi-newton" else None
         return Descent(self.joint, refinement, kind, self.recorder, memory)
 

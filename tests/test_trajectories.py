@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from problems import PLAIN, classifier, flat_problem, joint_of, linear_regression, regressor
+from problems import PLAIN, classifier, flat_problem, joint_of, linear_regression, loader, regressor
 from torch import nn
 
 from laplace_fiber import FixedRefinement, RefineToLevel, TrajectorySampler, typical_set_walk
@@ -62,7 +62,19 @@ def test_sharpness_is_the_largest_eigenvalue():
     assert sharpness(joint, joint.network.theta(), training.everything()) == pytest.approx(largest, rel=2e-2)
 
 
-@pytest.mark.parametrize("descent", ["monotone", "spectral"])
+@pytest.mark.parametrize(("batch", "descent"), [("full", "quasi-newton"), ("loader", "spectral")])
+def test_steps_are_quasi_newton_where_they_see_all_data(batch, descent):
+    model, data = regressor()
+    joint, _ = joint_of(model, loader(*data.dataset.tensors, batch_size=12), "regression")
+    ends = {}
+    for kind in (None, "spectral", "quasi-newton"):
+        training = TrainingData(loader(*data.dataset.tensors, batch_size=12), torch.device("cpu"), batch)
+        ends[kind] = walk_of(joint, training, TrajectorySampler(3, 6, descent=kind)).states[:, -1]
+    assert torch.equal(ends[None], ends[descent])
+    assert not torch.equal(ends["spectral"], ends["quasi-newton"])
+
+
+@pytest.mark.parametrize("descent", ["monotone", "spectral", "quasi-newton"])
 def test_refinement_never_raises_the_objective(descent):
     model, data = classifier()
     joint, training = joint_of(model, data, "classification")
