@@ -79,8 +79,8 @@ class TrajectorySampler:
         each particle's η by the two formulas of Barzilai and Borwein (1988) in turn, which serves ill-conditioned
         objectives with far fewer steps. ``"quasi-newton"`` (L-BFGS, from what a particle's last steps have told of the
         curvature) takes a sixth to all of these, and shortens steps that go past the level of a rule that has one.
-        ``None`` takes quasi-Newton steps on all data at once, and spectral ones on the loader's batches, each of which
-        has curvature of its own.
+        ``None`` takes quasi-Newton steps where a rule has a level and a step sees all data; else spectral ones: a
+        fixed number of quasi-Newton steps leads far down, and each batch has curvature of its own.
     batch
         Data behind each refinement: ``"full"``, the ``"loader"``'s batches (one per drift, so that a step is judged on
         the batch it was computed on), or ``"auto"``: full up to 10,000 points, and always the loader's for

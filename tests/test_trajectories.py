@@ -62,14 +62,21 @@ def test_sharpness_is_the_largest_eigenvalue():
     assert sharpness(joint, joint.network.theta(), training.everything()) == pytest.approx(largest, rel=2e-2)
 
 
-@pytest.mark.parametrize(("batch", "descent"), [("full", "quasi-newton"), ("loader", "spectral")])
-def test_steps_are_quasi_newton_where_they_see_all_data(batch, descent):
+@pytest.mark.parametrize(
+    ("rule", "batch", "descent"),
+    [
+        (RefineToLevel(), "full", "quasi-newton"),
+        (RefineToLevel(), "loader", "spectral"),
+        (FixedRefinement(3), "full", "spectral"),
+    ],
+)
+def test_steps_are_quasi_newton_to_a_level_on_all_data(rule, batch, descent):
     model, data = regressor()
     joint, _ = joint_of(model, loader(*data.dataset.tensors, batch_size=12), "regression")
     ends = {}
     for kind in (None, "spectral", "quasi-newton"):
         training = TrainingData(loader(*data.dataset.tensors, batch_size=12), torch.device("cpu"), batch)
-        ends[kind] = walk_of(joint, training, TrajectorySampler(3, 6, descent=kind)).states[:, -1]
+        ends[kind] = walk_of(joint, training, TrajectorySampler(3, 6, refinement=rule, descent=kind)).states[:, -1]
     assert torch.equal(ends[None], ends[descent])
     assert not torch.equal(ends["spectral"], ends["quasi-newton"])
 

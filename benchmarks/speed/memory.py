@@ -36,7 +36,6 @@ from benchmarks.speed.networks import coloured_images, mlp, resnet18, settle_bat
 from benchmarks.speed.problems import NOISE, curve
 from laplace_fiber import FiberLaplace, FixedRefinement, TrajectorySampler
 from laplace_fiber.engines import WORKING_COPIES, output_elements
-from laplace_fiber.quasi_newton import KEPT_NUMBERS, PAIRS
 from laplace_fiber.subspace import SINGLE_PRECISION_LIMIT, BasisStorage
 
 GIB, MIB = 2**30, 2**20
@@ -255,8 +254,6 @@ def _predicted(la: FiberLaplace, case: Case, x: Tensor) -> tuple[dict[str, int],
     with la.network.evaluation():
         activations = WORKING_COPIES * output_elements(la.network, x) * g * size
     parts = {"basis": basis, "particles": 3 * n * p * size, "group": 9 * g * p * size, "activations": activations}
-    if case.width:  # quasi-Newton steps, on all data
-        parts["curvature"] = 2 * PAIRS * p * (n if 2 * PAIRS * n * p <= KEPT_NUMBERS else g) * size
     parts["autoencoder"] = 20 * (n * case.n_steps) ** 2 * size
     name = str(dtype).removeprefix("torch.")
     return parts, {"group_size": g, "basis_rank": la.report.basis_rank, "basis_dtype": name}
