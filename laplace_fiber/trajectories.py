@@ -78,9 +78,7 @@ class TrajectorySampler:
         that particle's η, and lengthens η by a tenth after others. ``"spectral"`` also takes back such steps, and sets
         each particle's η by the two formulas of Barzilai and Borwein (1988) in turn, which serves ill-conditioned
         objectives with far fewer steps. ``"quasi-newton"`` (L-BFGS, from what a particle's last steps have told of the
-        curvature) takes a sixth to all of these, and shortens steps that go past the level of a rule that has one.
-        ``None`` takes quasi-Newton steps where a rule has a level and a step sees all data; else spectral ones: a
-        fixed number of quasi-Newton steps leads far down, and each batch has curvature of its own.
+        curvature) takes a third to all of these, and shortens steps that go past the level of a rule that has one.
     batch
         Data behind each refinement: ``"full"``, the ``"loader"``'s batches (one per drift, so that a step is judged on
         the batch it was computed on), or ``"auto"``: full up to 10,000 points, and always the loader's for
@@ -122,7 +120,7 @@ class TrajectorySampler:
     refinement: Refinement | StochasticRefinement = field(default_factory=RefineToLevel)
     thermal: Thermalisation | None = None
     step_size: float | None = None
-    descent: DescentKind | None = None
+    descent: DescentKind = "spectral"
     batch: BatchChoice = "auto"
     chunk_size: int | None = None
     seed: int = 0
@@ -147,7 +145,7 @@ class TrajectorySampler:
                 raise ValueError(f"{name}: expected a positive number or None, got {value}.")
         if self.lengths not in ("fixed", "prior"):
             raise ValueError(f"lengths: expected 'fixed' or 'prior', got {self.lengths!r}.")
-        kinds = (None, "plain", "monotone", "spectral", "quasi-newton")
+        kinds = ("plain", "monotone", "spectral", "quasi-newton")
         for name, choices in (("batch", ("auto", "full", "loader")), ("descent", kinds)):
             if getattr(self, name) not in choices:
                 raise ValueError(f"{name}: expected one of {choices}, got {getattr(self, name)!r}.")
@@ -214,8 +212,8 @@ class TrajectorySampler:
         n·(T + k − 1)·p for the basis, k ends being kept of each particle (half of it above 2 GiB; none for
         ``basis=BasisStorage(directory=...)``), 3·n·p for positions, drifts and displacements (n being this process's
         particles, plus n·p for all of them when distributed; 4·n·p more for :class:`StochasticRefinement`, 18·p at
-        least for its trial of rates), 9·g·p for a group of g particles, and for quasi-Newton steps 16·n·p up to 2²⁵
-        numbers, else 16·g·p. A fit adds about 20·(n·(T + k − 1))² for coordinates and autoencoder.
+        least for its trial of rates), 9·g·p for a group of g particles, and for ``descent="quasi-newton"`` 16·n·p up to
+        2²⁵ numbers, else 16·g·p. A fit adds about 20·(n·(T + k − 1))² for coordinates and autoencoder.
 
         Raises
         ------

@@ -24,7 +24,7 @@ from laplace_fiber.gradients import RECORD_AFTER, evaluation_group
 from laplace_fiber.log_joint import LogJoint
 from laplace_fiber.quasi_newton import memory_to_keep
 from laplace_fiber.recording import Recorder
-from laplace_fiber.refinement import LevelRefinement, RefineToTypicalSet
+from laplace_fiber.refinement import RefineToTypicalSet
 from laplace_fiber.sharpness import sharpness
 from laplace_fiber.stochastic import StochasticDescent, StochasticRefinement
 from laplace_fiber.subspace import StreamingBasis
@@ -149,10 +149,8 @@ class Walk:
         if isinstance(refinement, StochasticRefinement):
             steps, rates = refinement.n_steps(self.data), refinement.rates_for(self.origin)
             return StochasticDescent(self.joint, self.recorder, steps, rates)
-        to_level = isinstance(refinement, LevelRefinement) and self.data.steps_per_epoch == 1
-        kind = settings.descent or ("quasi-newton" if to_level else "spectral")
-        memory = memory_to_keep(self.theta, self.n_particles) if kind == "quasi-newton" else None
-        return Descent(self.joint, refinement, kind, self.recorder, memory)
+        memory = memory_to_keep(self.theta, self.n_particles) if settings.descent == "quasi-newton" else None
+        return Descent(self.joint, refinement, settings.descent, self.recorder, memory)
 
     def _drift(self) -> None:
         """Drift and refine the particles that are not lost."""

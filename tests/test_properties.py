@@ -381,7 +381,7 @@ numbers = st.one_of(st.none(), st.sampled_from([0.0, -1.0, math.nan, math.inf, 1
             "n_steps": st.integers(-1, 4),
             "reach": numbers,
             "step_size": numbers,
-            "descent": st.sampled_from([None, "plain", "monotone", "spectral", "quasi-newton", "steepest"]),
+            "descent": st.sampled_from(["plain", "monotone", "spectral", "quasi-newton", "steepest"]),
             "batch": st.sampled_from(["auto", "full", "loader", "half"]),
             "chunk_size": st.one_of(st.none(), st.integers(-1, 3)),
             "seed": st.integers(-(2**63), 2**63 - 1),
